@@ -1,0 +1,10 @@
+#include "bind/bind.h"
+#include "cpu/features.h"
+
+PYBIND11_MODULE(NR_MODULE_NAME, m) {
+    m.def("cpu_features", &nr::cpu_features, "Instruction sets of this machine that a module exists for.");
+    nr::bind_field<float>(m, "_f32");
+    nr::bind_field<double>(m, "_f64");
+    nr::bind_image<float>(m, "_f32");
+    nr::bind_image<double>(m, "_f64");
+}

@@ -1,0 +1,59 @@
+// What the CPU module offers, one declaration an op. Tensors are contiguous; grids and displacements as documented
+// in kernels/. Every function is instantiated for float and double. A null gradient pointer means "not wanted".
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace nr {
+
+// --- field.cpp, encoding.cpp -----------------------------------------------------------------------------------
+
+struct GridShape {
+    int ndim = 0;
+    int features = 0;
+    std::vector<int> resolutions;  // vertices per axis, one a level
+    int64_t table_size = 0;        // levels with more vertices than this are hashed
+};
+
+enum class Encoding { kIdentity = 0, kFourier = 1, kGrid = 2 };
+
+struct FieldShape {
+    int ndim = 0;
+    Encoding encoding = Encoding::kIdentity;
+    GridShape grid;
+    int frequencies = 0;
+    double fourier_scale = 0;
+    std::vector<int> widths;     // encoded input, hidden layers, output
+    int activation = 0;          // 0 relu, 1 sine
+    std::vector<double> omegas;  // one a hidden layer (sine)
+};
+
+template <class T>
+void hash_encode_forward(const GridShape& grid, int64_t n, const T* x, const T* table, T* encoded, int threads);
+template <class T>
+void hash_encode_backward(const GridShape& grid, int64_t n, const T* x, const T* table, const T* grad_encoded,
+                          T* grad_x, T* grad_table, int threads);
+
+template <class T>
+void fourier_encode_forward(int ndim, int frequencies, double scale, int64_t n, const T* x, const T* b, T* encoded,
+                            int threads);
+template <class T>
+void fourier_encode_backward(int ndim, int frequencies, double scale, int64_t n, const T* x, const T* b,
+                             const T* grad_encoded, T* grad_x, T* grad_b, int threads);
+
+// params and grad_params in the order of FieldSpec.parameter_shapes
+template <class T>
+void field_forward(const FieldShape& shape, int64_t n, const T* x, const std::vector<const T*>& params, T* y,
+                   int threads);
+template <class T>
+void field_backward(const FieldShape& shape, int64_t n, const T* x, const std::vector<const T*>& params,
+                    const T* grad_y, T* grad_x, const std::vector<T*>& grad_params, int threads);
+
+// --- sampling.cpp ----------------------------------------------------------------------------------------------
+
+// --- lncc.cpp --------------------------------------------------------------------------------------------------
+
+// --- jacobian.cpp ----------------------------------------------------------------------------------------------
+
+}  // namespace nr
