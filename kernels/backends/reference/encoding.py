@@ -1,0 +1,62 @@
+"""Encodings of coordinates, in plain torch."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+
+import torch
+from torch import Tensor
+
+from neuralreg.kernels.spec import HashGrid
+
+HASH_PRIMES = (1, 2654435761, 805459861)
+
+
+def fourier_encode(x: Tensor, B: Tensor, scale: float = math.pi) -> Tensor:
+    """[sin(scale x B), cos(scale x B)] (Tancik et al. 2020): x (N, ndim), B (ndim, F) give (N, 2 F)."""
+    phase = scale * (x @ B)
+    return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+def hash_encode(x: Tensor, table: Tensor, spec: HashGrid) -> Tensor:
+    """Multi-resolution grid encoding (Mueller et al. 2022): x (N, ndim) in [-1, 1] gives (N, levels * features).
+
+    A level of R vertices an axis has p = (clamp(x, -1, 1) + 1) / 2 (R - 1), cell = min(floor(p), R - 2), and
+    interpolates linearly between the 2^ndim entries at the cell's corners. A corner i is entry ((i0 R + i1) R + i2)
+    of a dense level, (i0 ^ i1 2654435761 ^ i2 805459861) mod 2^log2_table_size of a hashed one; the levels follow
+    each other in ``table`` (entries, features). Outside [-1, 1] the value is the border's and the derivative to x
+    is 0; a coordinate that is not finite counts as -1.
+    """
+    ndim = x.shape[1]
+    unit = (torch.where(x.isfinite(), x, -1.0).clamp(-1, 1) + 1) / 2
+    corners = torch.tensor(list(itertools.product((0, 1), repeat=ndim)), device=x.device)
+    encoded = []
+    offset = 0
+    for resolution, entries in zip(spec.resolutions, spec.entries(ndim), strict=True):
+        p = unit * (resolution - 1)
+        cell = p.detach().floor().clamp(max=resolution - 2)
+        upper = (p - cell)[:, None]
+        weights = functools.reduce(torch.mul, torch.where(corners == 1, upper, 1 - upper).unbind(-1))
+        vertices = cell.long()[:, None] + corners
+        index = _dense(vertices, resolution) if resolution**ndim == entries else _hashed(vertices, entries)
+        values = table.index_select(0, (offset + index).flatten()).unflatten(0, index.shape)
+        encoded.append((weights[..., None] * values).sum(1))
+        offset += entries
+    return torch.cat(encoded, dim=1)
+
+
+def _dense(vertices: Tensor, resolution: int) -> Tensor:
+    index = vertices[..., 0]
+    for component in vertices.unbind(-1)[1:]:
+        index = index * resolution + component
+    return index
+
+
+def _hashed(vertices: Tensor, entries: int) -> Tensor:
+    # entries is a power of two of at most 2^30, so the low bits of 64-bit products are those of 32-bit ones
+    index = vertices[..., 0]
+    for component, prime in zip(vertices.unbind(-1)[1:], HASH_PRIMES[1:], strict=False):
+        index = index ^ component * prime
+    return index & (entries - 1)
