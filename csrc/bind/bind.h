@@ -26,6 +26,8 @@ std::vector<T*> pointers(const std::vector<Address>& addresses) {
     return result;
 }
 
+void bind_shapes(py::module_& m);
+
 // Each family defines its functions once per scalar type; the suffix is "_f32" or "_f64".
 template <class T>
 void bind_field(py::module_& m, const std::string& suffix);

@@ -22,6 +22,10 @@ FieldShape field_shape(int ndim, int encoding, std::vector<int> resolutions, int
 
 }  // namespace
 
+void bind_shapes(py::module_& m) {
+    py::class_<FieldShape>(m, "FieldShape", py::module_local()).def(py::init(&field_shape));
+}
+
 template <class T>
 void bind_field(py::module_& m, const std::string& suffix) {
     const auto def = [&](const char* name, auto&& function) {
@@ -49,7 +53,6 @@ void bind_field(py::module_& m, const std::string& suffix) {
         fourier_encode_backward<T>(ndim, frequencies, scale, n, pointer<T>(x), pointer<T>(b),
                                    pointer<T>(grad_encoded), pointer<T>(grad_x), pointer<T>(grad_b), threads);
     });
-    py::class_<FieldShape>(m, ("FieldShape" + suffix).c_str(), py::module_local()).def(py::init(&field_shape));
     def("field_forward", [](const FieldShape& shape, int64_t n, Address x, const std::vector<Address>& params,
                             Address y, int threads) {
         field_forward<T>(shape, n, pointer<T>(x), pointers<const T>(params), pointer<T>(y), threads);

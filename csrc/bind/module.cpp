@@ -3,6 +3,7 @@
 
 PYBIND11_MODULE(NR_MODULE_NAME, m) {
     m.def("cpu_features", &nr::cpu_features, "Instruction sets of this machine that a module exists for.");
+    nr::bind_shapes(m);
     nr::bind_field<float>(m, "_f32");
     nr::bind_field<double>(m, "_f64");
     nr::bind_image<float>(m, "_f32");
