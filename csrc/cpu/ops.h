@@ -52,6 +52,30 @@ void field_backward(const FieldShape& shape, int64_t n, const T* x, const std::v
 
 // --- sampling.cpp ----------------------------------------------------------------------------------------------
 
+enum class Padding;
+
+// What grid_sample and warp share. Shapes in tensor axis order; 2 or 3 axes.
+struct SampleShape {
+    int64_t batch = 0;
+    int64_t channels = 0;
+    std::vector<int64_t> in;
+    std::vector<int64_t> out;  // of a grid: any shape, only the number of points matters
+    bool normalized = false;   // coordinates are torch's grid (batch, points, ndim); otherwise a displacement
+                               // (batch, ndim, *out) in voxels, added to the index and then mapped by affine
+    bool nearest = false;
+    Padding padding{};
+    bool align_corners = true;
+};
+
+// affine (batch, ndim, ndim + 1) may be null. out (batch, channels, points).
+template <class T>
+void sample_forward(const SampleShape& shape, const T* image, const T* coordinates, const T* affine, T* out,
+                    int threads);
+// The gradient buffers must be zeroed. Results do not depend on the number of threads.
+template <class T>
+void sample_backward(const SampleShape& shape, const T* grad_out, const T* image, const T* coordinates,
+                     const T* affine, T* grad_image, T* grad_coordinates, T* grad_affine, int threads);
+
 // --- lncc.cpp --------------------------------------------------------------------------------------------------
 
 // --- jacobian.cpp ----------------------------------------------------------------------------------------------

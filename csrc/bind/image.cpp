@@ -1,0 +1,51 @@
+#include <type_traits>
+
+#include "bind/bind.h"
+#include "cpu/ops.h"
+#include "math/trilinear.h"
+
+namespace nr {
+
+namespace {
+
+SampleShape sample_shape(int64_t batch, int64_t channels, std::vector<int64_t> in, std::vector<int64_t> out,
+                         bool normalized, bool nearest, int padding, bool align_corners) {
+    SampleShape shape;
+    shape.batch = batch;
+    shape.channels = channels;
+    shape.in = std::move(in);
+    shape.out = std::move(out);
+    shape.normalized = normalized;
+    shape.nearest = nearest;
+    shape.padding = static_cast<Padding>(padding);
+    shape.align_corners = align_corners;
+    return shape;
+}
+
+}  // namespace
+
+template <class T>
+void bind_image(py::module_& m, const std::string& suffix) {
+    const auto def = [&](const char* name, auto&& function) {
+        m.def((name + suffix).c_str(), function, Released());
+    };
+    if constexpr (std::is_same_v<T, float>)  // one shape serves both scalar types
+        py::class_<SampleShape>(m, "SampleShape", py::module_local()).def(py::init(&sample_shape));
+    def("sample_forward", [](const SampleShape& shape, Address image, Address coordinates, Address affine,
+                             Address out, int threads) {
+        sample_forward<T>(shape, pointer<T>(image), pointer<T>(coordinates), pointer<T>(affine),
+                          pointer<T>(out), threads);
+    });
+    def("sample_backward",
+        [](const SampleShape& shape, Address grad_out, Address image, Address coordinates, Address affine,
+           Address grad_image, Address grad_coordinates, Address grad_affine, int threads) {
+            sample_backward<T>(shape, pointer<T>(grad_out), pointer<T>(image), pointer<T>(coordinates),
+                               pointer<T>(affine), pointer<T>(grad_image), pointer<T>(grad_coordinates),
+                               pointer<T>(grad_affine), threads);
+        });
+}
+
+template void bind_image<float>(py::module_&, const std::string&);
+template void bind_image<double>(py::module_&, const std::string&);
+
+}  // namespace nr
