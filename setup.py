@@ -41,7 +41,7 @@ if X86:
     ISA_FLAGS["avx512"] += ["-mavx2", "-mfma", "-mprefer-vector-width=512"]
 
 COMMON_FLAGS = [
-    *("-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-Wall"),
+    *("-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-Wall", "-Wno-psabi"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     *("-fvisibility=hidden", "-fvisibility-inlines-hidden"),
 ]
