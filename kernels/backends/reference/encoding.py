@@ -21,16 +21,16 @@ def fourier_encode(x: Tensor, B: Tensor, scale: float = math.pi) -> Tensor:
 
 
 def hash_encode(x: Tensor, table: Tensor, spec: HashGrid) -> Tensor:
-    """Multi-resolution grid encoding (Mueller et al. 2022): x (N, ndim) in [-1, 1] gives (N, levels * features).
+    """Multi-resolution grid encoding (Mueller et al. 2022): x (N, ndim) gives (N, levels * features).
 
     A level of R vertices an axis has p = (clamp(x, -1, 1) + 1) / 2 (R - 1), cell = min(floor(p), R - 2), and
-    interpolates linearly between the 2^ndim entries at the cell's corners. A corner i is entry ((i0 R + i1) R + i2)
-    of a dense level, (i0 ^ i1 2654435761 ^ i2 805459861) mod 2^log2_table_size of a hashed one; the levels follow
-    each other in ``table`` (entries, features). Outside [-1, 1] the value is the border's and the derivative to x
-    is 0; a coordinate that is not finite counts as -1.
+    interpolates linearly between the 2^ndim entries at the cell's corners. Corner i is entry (i0 R + i1) R +
+    i2 of a dense level, (i0 ^ i1 2654435761 ^ i2 805459861) mod 2^log2_table_size of a hashed one; the levels
+    follow each other in ``table`` (entries, features). Outside [-1, 1] the value is the border's and the
+    derivative to x is 0; NaN counts as -1.
     """
     ndim = x.shape[1]
-    unit = (torch.where(x.isfinite(), x, -1.0).clamp(-1, 1) + 1) / 2
+    unit = (torch.where(x.isnan(), -1.0, x).clamp(-1, 1) + 1) / 2
     corners = torch.tensor(list(itertools.product((0, 1), repeat=ndim)), device=x.device)
     encoded = []
     offset = 0

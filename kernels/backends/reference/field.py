@@ -15,8 +15,9 @@ from neuralreg.kernels.spec import FieldSpec, Fourier, HashGrid
 def field(x: Tensor, params: Sequence[Tensor], spec: FieldSpec) -> Tensor:
     """A small network on encoded coordinates: x (N, ndim) gives (N, out).
 
-    ``params`` is the encoding's table or matrix B, if it has one, then weight (out, in) and bias (out) layer by layer.
-    Hidden layers compute relu(W v + b), or sin(omega (W v + b)) (Sitzmann et al. 2020); the last layer is linear.
+    ``params`` is the encoding's table or matrix B, if it has one, then weight (out, in) and bias (out) layer
+    by layer. Hidden layers compute relu(W v + b), or sin(omega (W v + b)) (Sitzmann et al. 2020); the last
+    layer is linear.
     """
     rest = list(params)
     if isinstance(spec.encoding, HashGrid):

@@ -11,7 +11,7 @@ from neuralreg.kernels.backends.reference.sampling import warp
 def compose(u: Tensor, v: Tensor) -> Tensor:
     """The displacement of (id + u) after (id + v): v(x) + u(x + v(x)).
 
-    u and v (B, ndim, *spatial) in voxels; u is read linearly and continues its border values outside the grid.
+    u and v (B, ndim, *spatial) in voxels; u is read linearly, and outside the grid has its border's values.
     """
     return v + warp(u, v, padding_mode="border")
 
@@ -19,9 +19,9 @@ def compose(u: Tensor, v: Tensor) -> Tensor:
 def invert(u: Tensor, iterations: int = 20, tolerance: float = 1e-3) -> tuple[Tensor, Tensor]:
     """The displacement v of (id + u)^-1 by the fixed point v <- -u(x + v) (Chen et al. 2008), from v = -u.
 
-    u (B, ndim, *spatial) in voxels. Returns v and the residual (B,): the largest |v + u(x + v)| of each batch item in
-    voxels. An item stops when its residual is at most ``tolerance``. The iteration contracts where u has a Lipschitz
-    constant below 1; the residual says whether it did.
+    u (B, ndim, *spatial) in voxels. Returns v and the residual (B,): the largest |v + u(x + v)| of each batch
+    item in voxels. An item stops when its residual is at most ``tolerance``. The iteration contracts where u
+    has a Lipschitz constant below 1; the residual says whether it did.
     """
     v = -u
     residual = _residual(u, v)

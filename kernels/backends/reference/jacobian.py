@@ -13,9 +13,10 @@ def jacobian_determinant(
 ) -> Tensor:
     """det(I + J) with J[c, k] = d u_c / d x_k; displacement (B, ndim, *spatial) gives (B, *spatial).
 
-    ``spacing`` is the distance between lattice points per axis, in the displacement's own units (default: voxels).
-    Differences are "forward" u[i+1] - u[i], "backward" u[i] - u[i-1] or "central" (their mean); where a neighbour is
-    missing the one-sided difference that exists is taken, and along an axis of size 1 the derivative is 0.
+    ``spacing`` is the distance between lattice points per axis, in the displacement's own units (default 1).
+    Differences are "forward" u[i+1] - u[i], "backward" u[i] - u[i-1] or "central" (their mean); where a
+    neighbour is missing the one-sided difference that exists is taken, and along an axis of size 1 the
+    derivative is 0.
     """
     u = displacement.to(torch.promote_types(displacement.dtype, torch.float32))
     ndim = u.shape[1]
@@ -40,9 +41,9 @@ def jacobian_loss(
     penalty: str = "relu",
     threshold: float = 0.0,
 ) -> Tensor:
-    """Mean of relu(threshold - det) ("relu") or of |det - 1| ("unit") over all lattice points; 0 for an empty batch.
+    """Mean of relu(threshold - det) ("relu") or of |det - 1| ("unit") over all lattice points.
 
-    Arguments as in ``jacobian_determinant``; half inputs give a float32 scalar.
+    Arguments as in ``jacobian_determinant``; half inputs give a float32 scalar, an empty batch gives 0.
     """
     wide = displacement.to(torch.promote_types(displacement.dtype, torch.float32))
     determinant = jacobian_determinant(wide, spacing, scheme)

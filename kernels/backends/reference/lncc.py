@@ -30,22 +30,23 @@ def lncc(
 ) -> Tensor:
     """Local normalised cross-correlation of two images (B, C, *spatial) in box windows; larger is more alike.
 
-    With the window's sums Sf, Sw, Sff, Sww, Sfw and its number of voxels n (zero padding counts, or with a mask the
-    mask's voxels only):
+    With the window's sums Sf, Sw, Sff, Sww, Sfw and its number of voxels n (zero padding counts, or with a
+    mask the mask's voxels only):
 
         c = Sfw - Sf Sw / n        v_f = Sff - Sf^2 / n        v_w = Sww - Sw^2 / n
         value = (c^2 + numerator_eps) / d        or, not squared, (c + numerator_eps) / sqrt(d)
         product: d = v_f v_w + eps                              (VoxelMorph)
         clamp:   d = max(v_f, eps) max(v_w, eps)                (MONAI)
-        each:    d = (v_f + eps) (v_w + eps), with c, v_f, v_w divided by n and v_f, v_w clipped at 0    (ICON)
+        each:    d = (v_f + eps) (v_w + eps), c, v_f, v_w divided by n, variances clipped at 0  (ICON)
 
-    A window is flat when v_f <= flat_tol Sff or v_w <= flat_tol Sww or n < 2: it counts 0 and has no gradient, and
-    stays in the mean's denominator. Windows whose centre is outside the mask, and with ``zero_rule`` those with
-    Sf <= 0 or Sw <= 0, leave the mean and are 0 in the map.
+    A window is flat when v_f <= flat_tol Sff or v_w <= flat_tol Sww or n < 2: it counts 0 and has no
+    gradient, and stays in the mean's denominator. Windows whose centre is outside the mask, and with
+    ``zero_rule`` those with Sf <= 0 or Sw <= 0, leave the mean and are 0 in the map.
 
-    Sums are cumulative sums in float64: cost independent of the window, and no cancellation at large offsets. Returns
-    the mean (float32 for half inputs), or with reduction "none" the map (B, C, *out) in the inputs' dtype. About ten
-    float64 volumes live until the backward pass; with ``recompute=True`` none, at the price of a second forward pass.
+    Sums are cumulative sums in float64: cost independent of the window, and no cancellation at large offsets.
+    Returns the mean (float32 for half inputs), or with reduction "none" the map (B, C, *out) in the inputs'
+    dtype. About twenty float64 volumes live until the backward pass; with ``recompute=True`` none, at the
+    price of a second forward pass.
     """
     if recompute:
         once = functools.partial(
@@ -84,7 +85,7 @@ def lncc(
     c, vf, vw = sfw - sf * sw / n, sff - sf * sf / n, sww - sw * sw / n
     flat = few | (vf <= flat_tol * sff) | (vw <= flat_tol * sww)
     used = counted & ~flat
-    # Harmless numbers in, zero out: a window that does not count must not put 0 * inf into the gradient either.
+    # Harmless numbers in, zero out: a window that does not count must not put 0 * inf into the gradient.
     c, vf, vw = torch.where(used, c, 0.0), torch.where(used, vf, 1.0), torch.where(used, vw, 1.0)
     if eps_mode == "product":
         denominator = vf * vw + eps

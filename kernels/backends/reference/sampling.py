@@ -1,7 +1,7 @@
 """Sampling of images at continuous coordinates, in plain torch.
 
-Both functions rest on ``torch.nn.functional.grid_sample``: they have first derivatives with respect to image and
-coordinates, and no second ones (pytorch#34704).
+Both functions rest on ``torch.nn.functional.grid_sample``: they have first derivatives with respect to image
+and coordinates, and no second ones (pytorch#34704).
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+FAR = 1e6  # beyond every image, and an integer where torch casts the coordinate to one
 
 
 def _computing_type(*tensors: Tensor) -> torch.dtype:
@@ -26,13 +28,13 @@ def grid_sample(
     padding_mode: str = "zeros",
     align_corners: bool = False,
 ) -> Tensor:
-    """``torch.nn.functional.grid_sample`` itself; half types are computed in float32.
+    """``torch.nn.functional.grid_sample``; half types compute in float32, NaN lies below the first voxel.
 
-    input (B, C, *in) and grid (B, *out, ndim), last axis x, y(, z) in [-1, 1], give (B, C, *out) in input's dtype.
+    input (B, C, *in) and grid (B, *out, ndim), last axis x, y(, z) in [-1, 1], give (B, C, *out) in the
+    input's dtype.
     """
     dtype = _computing_type(input, grid)
-    sampled = F.grid_sample(input.to(dtype), grid.to(dtype), mode, padding_mode, align_corners)
-    return sampled.to(input.dtype)
+    return _sample(input.to(dtype), grid.to(dtype), mode, padding_mode, align_corners).to(input.dtype)
 
 
 def warp(
@@ -44,9 +46,10 @@ def warp(
 ) -> Tensor:
     """The image read at A (i + u(i)) for every output voxel i, all in voxels.
 
-    image (B, C, *in), displacement u (B, ndim, *out), affine A (B, ndim, ndim + 1) give (B, C, *out) in the image's
-    dtype. Voxel i has its centre at coordinate i; "reflection" mirrors at the centres of the outermost voxels (the
-    align_corners=True meaning); "nearest" rounds halves to even.
+    image (B, C, *in), displacement u (B, ndim, *out), affine A (B, ndim, ndim + 1) give (B, C, *out) in the
+    image's dtype. Voxel i has its centre at coordinate i and NaN lies below the first one; "reflection"
+    mirrors at the centres of the outermost voxels (the align_corners=True meaning); "nearest" rounds halves
+    to even.
     """
     ndim = displacement.shape[1]
     dtype = _computing_type(image, displacement)
@@ -61,10 +64,18 @@ def warp(
     if padding_mode == "reflection":
         axes = [_reflect(p, n) for p, n in zip(axes, sizes, strict=True)]
         padding_mode = "border"
-    # align_corners=False has a voxel size on an axis of one voxel too; align_corners=True would divide by zero there.
+    # align_corners=True could not tell coordinates apart on an axis of one voxel
     normalised = [(2 * p + 1) / n - 1 for p, n in zip(axes, sizes, strict=True)]
     grid = torch.stack(normalised[::-1], dim=-1)
-    return F.grid_sample(image.to(dtype), grid, mode, padding_mode, align_corners=False).to(image.dtype)
+    return _sample(image.to(dtype), grid, mode, padding_mode, align_corners=False).to(image.dtype)
+
+
+def _sample(input: Tensor, grid: Tensor, mode: str, padding_mode: str, align_corners: bool) -> Tensor:
+    # NaN in the grid makes torch write out of bounds in 2-D (a crash in 2.13). It counts as far below the
+    # first voxel, which is what torch gives in 3-D: 0 with zero padding, else voxel 0.
+    below = -1.0 if padding_mode == "reflection" else -FAR
+    grid = torch.where(grid.isnan(), below, grid).clamp(-FAR, FAR)
+    return F.grid_sample(input, grid, mode, padding_mode, align_corners)
 
 
 def _add_identity(displacement: Tensor) -> Tensor:
