@@ -193,7 +193,7 @@ def _load(source: Any, role: str, as_float: bool) -> tuple[np.ndarray, np.ndarra
         affine = np.eye(values.ndim + 1)
     elif isinstance(source, str | os.PathLike):
         name = f"{role} {os.fspath(source)}"
-        values, affine = _load_nibabel(_open(Path(source), name), name, as_float)
+        values, affine = _load_nibabel(open_nibabel(Path(source), name), name, as_float)
     elif isinstance(source, nibabel.spatialimages.SpatialImage):
         values, affine = _load_nibabel(source, name, as_float)
     elif hasattr(source, "GetDirection") and hasattr(source, "GetSpacing"):
@@ -211,7 +211,8 @@ def _load(source: Any, role: str, as_float: bool) -> tuple[np.ndarray, np.ndarra
     return values, np.asarray(affine, dtype=np.float64), name
 
 
-def _open(path: Path, name: str) -> Any:
+def open_nibabel(path: Path, name: str) -> Any:
+    """The nibabel image of a file, header read and voxels not yet; InputError naming ``name`` otherwise."""
     import nibabel
 
     if not path.exists():
@@ -267,14 +268,19 @@ def _load_nibabel(image: Any, name: str, as_float: bool) -> tuple[np.ndarray, np
         raise InputError(f"{name} holds {_kind(image.get_data_dtype())} voxels; give a scalar image")
     if image.affine is None:
         raise InputError(f"{name} has no affine in its header; write one, or give the array itself")
+    values = voxels_of(image, name, as_float).reshape(kept)
+    affine = np.asarray(image.affine, dtype=np.float64)
+    return values, affine if len(kept) == 3 else _planar_affine(affine)
+
+
+def voxels_of(image: Any, name: str, as_float: bool = True) -> np.ndarray:
+    """The voxels of a nibabel image, float32 or in their own type; a truncated file shows itself here."""
     try:
-        # get_fdata(float32) never holds a float64 volume; labels keep their integer type
-        values = (image.get_fdata(dtype=np.float32, caching="unchanged") if as_float
-                  else np.asanyarray(image.dataobj))
+        if as_float:  # get_fdata never holds a float64 volume this way
+            return np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
+        return np.asarray(image.dataobj)
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise InputError(_damaged(name, error)) from error
-    affine = np.asarray(image.affine, dtype=np.float64)
-    return values.reshape(kept), affine if len(kept) == 3 else _planar_affine(affine)
 
 
 def _is_vector(header: Any) -> bool:

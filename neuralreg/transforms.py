@@ -1,0 +1,331 @@
+"""The result of a registration as a thing of its own: a dense map of fixed physical points to moving
+physical points.
+
+    y = initial (A_fixed (i + u(i)))        A_fixed: fixed voxel -> world, u: displacement in fixed voxels
+
+On disk a transform is what ITK calls a displacement field: y - x at every fixed voxel, in LPS millimetres.
+Such a field ends half a voxel outside its outermost voxels, and beyond them the map is the identity, in ITK
+and here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neuralreg.affines import center_alignment, invert_affine, read_affine
+from neuralreg.errors import InputError
+from neuralreg.images import Geometry, Image, check_affine, lps_flip, open_nibabel, voxels_of
+from neuralreg.resampling import resampler, sample_points
+from neuralreg.writing import check_writable, save_nifti
+
+__all__ = ["Transform", "center_alignment", "inverse_consistency", "load_transform", "read_affine"]
+
+INTERPOLATIONS = ("linear", "nearest", "label")
+# what works on coordinates goes through the volume in slabs of about this many voxels: beside the
+# displacement itself (12 bytes a voxel) nothing of that size is then needed but results
+SLAB_VOXELS = 1 << 19
+ITK_SHEAR_TOLERANCE = 1e-4
+VECTOR_INTENT = 1007  # NIFTI_INTENT_VECTOR: ITK reads its vectors unchanged, as LPS
+
+
+@dataclass(frozen=True, eq=False)
+class Transform:
+    """A dense transform, fixed physical point -> moving physical point, in 2-D or 3-D.
+
+    ``displacement`` (ndim, *sp) float32, in fixed voxels, channel k along array axis k. ``fixed`` is the
+    grid that it lies on. ``moving``, where known, is the moving image's grid. ``initial`` (ndim+1, ndim+1):
+    an affine in RAS world millimetres that follows the displacement; the identity by default.
+    """
+
+    displacement: Tensor
+    fixed: Geometry
+    moving: Geometry | None = None
+    initial: Any = None
+
+    def __post_init__(self) -> None:
+        d = self.fixed.ndim
+        if tuple(self.displacement.shape) != (d, *self.fixed.shape):
+            raise ValueError(f"displacement {tuple(self.displacement.shape)} does not fit a fixed grid of "
+                             f"{self.fixed.shape}: it must be ({d}, *grid)")
+        initial = np.eye(d + 1) if self.initial is None else np.array(self.initial, dtype=np.float64)
+        if initial.shape != (d + 1, d + 1):
+            raise ValueError(f"a {d}-D transform needs an initial affine of {d + 1} x {d + 1}, "
+                             f"got {initial.shape}")
+        object.__setattr__(self, "initial", initial)
+        object.__setattr__(self, "displacement", self.displacement.detach().to(torch.float32))
+
+    @property
+    def ndim(self) -> int:
+        return self.fixed.ndim
+
+    def voxel_affine(self, moving: Geometry | None = None) -> np.ndarray:
+        """(ndim, ndim+1): fixed voxel -> moving voxel without the displacement, that is A_moving^-1 initial
+        A_fixed.
+
+        With it ``kernels.warp(moving, displacement, affine)`` reads the moving image at A (i + u(i)).
+        """
+        moving = moving or self.moving
+        if moving is None:
+            raise ValueError("this transform does not know the moving grid: give it")
+        return (np.linalg.inv(moving.affine) @ self.initial @ self.fixed.affine)[:-1]
+
+    def to_physical(self) -> Tensor:
+        """(ndim, *sp) float32: moving point minus fixed point at every fixed voxel, LPS millimetres."""
+        out = torch.empty_like(self.displacement)
+        flip = np.diag(lps_flip(self.ndim))[:-1, None]
+        offset, mix = (torch.from_numpy(flip * m) for m in self._physical_parts())
+        for part in _slabs(self.fixed.shape):
+            out[:, part] = _lattice(offset, self.fixed.shape, part, out.device) \
+                + _mix(mix, self.displacement[:, part])
+        return out
+
+    def _physical_parts(self) -> tuple[np.ndarray, np.ndarray]:
+        """M (ndim, ndim+1) and L (ndim, ndim) with y - x = M [i, 1] + L u, in RAS millimetres."""
+        whole = self.initial @ self.fixed.affine
+        return (whole - self.fixed.affine)[:-1], whole[:-1, :-1]
+
+    def _displacement_at(self, points: Tensor) -> Tensor:
+        """y - x in RAS mm (ndim, *any) at fixed voxel coordinates (ndim, *any); 0 outside the domain."""
+        offset, mix = (torch.from_numpy(m) for m in self._physical_parts())
+        last = torch.tensor(self.fixed.shape, dtype=points.dtype, device=points.device) - 1
+        last = last.view(-1, *[1] * (points.ndim - 1))
+        inside = ((points >= -0.5) & (points < last + 0.5)).all(0)
+        clamped = torch.minimum(points.clamp(min=0), last)  # ITK: constant over the outer half voxel
+        u = sample_points(self.displacement, clamped).to(points.dtype)
+        moved = _mix(offset[:, :-1], clamped) + _mix(mix, u)
+        moved += offset[:, -1].to(moved).view(-1, *[1] * (points.ndim - 1))
+        return moved * inside
+
+    def transform_points(self, points: Any, space: str = "LPS") -> np.ndarray:
+        """Map points (n, ndim) in millimetres from fixed to moving space; ``space`` ("LPS" or "RAS") of both.
+
+        Points outside the domain stay where they are. Note that images move the other way: a landmark of
+        the fixed image goes to its place in the moving image.
+        """
+        if space not in ("LPS", "RAS"):
+            raise InputError(f"unknown space '{space}' of points; use LPS or RAS")
+        points = np.asarray(points, dtype=np.float64).reshape(-1, self.ndim)
+        sign = np.diag(lps_flip(self.ndim))[:-1] if space == "LPS" else np.ones(self.ndim)
+        voxels = torch.from_numpy(self.fixed.world_to_voxel(points * sign).T.copy())
+        moved = self._displacement_at(voxels.to(self.displacement.device))
+        return points + moved.cpu().numpy().T * sign
+
+    def warp(self, image: Image, reference: Geometry | None = None, interpolation: str = "linear",
+             fill: float = 0) -> Image:
+        """The moving ``image`` resampled on ``reference`` (default: the fixed grid), as ITK resamples.
+
+        interpolation: "linear" (float32 result), "nearest", or "label": each output voxel takes the label
+        with the largest linearly interpolated indicator (ties: the lowest label). The last two keep the
+        data type. Positions more than half a voxel outside the moving image get ``fill``.
+        """
+        if interpolation not in INTERPOLATIONS:
+            raise InputError(f"unknown interpolation '{interpolation}'; use {', '.join(INTERPOLATIONS)}")
+        reference = reference or self.fixed
+        moving = image.geometry
+        if {reference.ndim, moving.ndim} != {self.ndim}:
+            raise InputError(f"the transform is {self.ndim}-D, the moving image {moving.ndim}-D and the "
+                             f"reference {reference.ndim}-D; give images of the transform's dimension")
+        device = self.displacement.device
+        read, dtype = resampler(image.data.to(device), interpolation)
+        out = torch.empty(reference.shape, dtype=dtype)
+        for part in _slabs(reference.shape):
+            points = self._moving_voxels(reference, moving, part)
+            size = torch.tensor(moving.shape, device=device).view(-1, *[1] * moving.ndim)
+            inside = ((points >= -0.5) & (points < size - 0.5)).all(0)
+            values = read(points)
+            out[part] = torch.where(inside, values, torch.tensor(fill, dtype=dtype, device=device)).cpu()
+        return Image(out.to(image.data.device), reference.affine)
+
+    def _moving_voxels(self, reference: Geometry, moving: Geometry, part: slice) -> Tensor:
+        """(ndim, *slab) float32: the moving voxels that a slab of the reference grid reads."""
+        device = self.displacement.device
+        if reference is self.fixed or reference.same_grid(self.fixed, tolerance=1e-4):
+            affine = torch.from_numpy(self.voxel_affine(moving))
+            return _lattice(affine, reference.shape, part, device) \
+                + _mix(affine[:, :-1], self.displacement[:, part])
+        to_moving = torch.from_numpy(np.linalg.inv(moving.affine))[:-1]
+        to_fixed = torch.from_numpy(np.linalg.inv(self.fixed.affine) @ reference.affine)[:-1]
+        moved = self._displacement_at(_lattice(to_fixed, reference.shape, part, device))
+        straight = torch.from_numpy(np.linalg.inv(moving.affine) @ reference.affine)[:-1]
+        return _lattice(straight, reference.shape, part, device) + _mix(to_moving[:, :-1], moved)
+
+    def on_grid(self, grid: Geometry) -> Transform:
+        """The same map, its displacement sampled linearly on another grid, constant beyond the old one."""
+        mix = torch.from_numpy(np.linalg.inv(grid.affine) @ self.fixed.affine)[:-1, :-1]
+        to_fixed = torch.from_numpy(np.linalg.inv(self.fixed.affine) @ grid.affine)[:-1]
+        out = self.displacement.new_empty((self.ndim, *grid.shape))
+        for part in _slabs(grid.shape):
+            points = _lattice(to_fixed, grid.shape, part, out.device)
+            out[:, part] = _mix(mix, sample_points(self.displacement, points))
+        return Transform(out, grid, self.moving, self.initial)
+
+    def inverse(self, moving: Geometry | None = None, iterations: int = 50,
+                tolerance: float = 0.01) -> Transform:
+        """The map moving -> fixed on the moving grid, by the fixed point d <- -A u(A^-1 (j + d)) (in moving
+        voxels).
+
+        A voxel is done when its update is below ``tolerance`` voxels; where updates grow the step is
+        halved, which inverts strong but still invertible maps too. Where the map folds there is no inverse,
+        and what the last iteration reached is returned: `inverse_consistency` tells how good it is. Beyond
+        the fixed grid u is taken as constant. Allocates the result and slabs.
+        """
+        moving = moving or self.moving
+        forward = self.voxel_affine(moving)
+        assert moving is not None
+        linear = torch.from_numpy(forward[:, :-1])
+        back = torch.from_numpy(invert_affine(np.vstack([forward, np.eye(self.ndim + 1)[-1]]))[:-1])
+        out = self.displacement.new_empty((self.ndim, *moving.shape))
+        for part in _slabs(moving.shape):
+            start = _lattice(back, moving.shape, part, out.device)
+            d = self._fixed_point(start.flatten(1), linear, back[:, :-1], iterations, tolerance)
+            out[:, part] = d.view_as(start)
+        return Transform(out, moving, self.fixed, invert_affine(self.initial))
+
+    def _fixed_point(self, start: Tensor, linear: Tensor, back: Tensor, iterations: int,
+                     tolerance: float) -> Tensor:
+        """d (ndim, n) of points that d = 0 takes to fixed voxels ``start`` (ndim, n); converged ones rest."""
+        result = torch.zeros_like(start)
+        active = torch.arange(start.shape[1], device=start.device)
+        d, step = result, torch.ones_like(start[0])
+        last = torch.full_like(step, torch.inf)
+        for _ in range(iterations):
+            update = -_mix(linear, sample_points(self.displacement, start + _mix(back, d))) - d
+            size = update.norm(dim=0)
+            # an update that grows means that the plain iteration oscillates here: J of the map is beyond 2
+            step = torch.where(size > last, (step * 0.5).clamp(min=0.125), step)
+            d = d + step * update
+            result[:, active] = d
+            keep = size > tolerance
+            if not bool(keep.any()):
+                break
+            active, start, d, step, last = active[keep], start[:, keep], d[:, keep], step[keep], size[keep]
+        return result
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an ITK displacement field: NIfTI of dim [5, X, Y, Z, 1, 3] (2-D: [5, X, Y, 1, 1, 2]),
+        intent 1007.
+
+        LPS millimetres on the fixed grid, whole or not at all. ITK knows no sheared grid: from one the
+        field is first sampled on the nearest grid without shear that covers it.
+        """
+        path = check_writable(path, role="transform")
+        sheared = _shear(self.fixed) > ITK_SHEAR_TOLERANCE
+        transform = self.on_grid(_straight_cover(self.fixed)) if sheared else self
+        values = transform.to_physical().cpu().numpy()
+        values = np.moveaxis(values, 0, -1).reshape(*values.shape[1:], *[1] * (4 - self.ndim), self.ndim)
+        save_nifti(path, values, transform.fixed.affine, intent=VECTOR_INTENT)
+
+
+def load_transform(path: str | os.PathLike[str]) -> Transform:
+    """Read an ITK displacement field in NIfTI: 5-D with intent 1007 (LPS) or 1006 (RAS vectors), millimetres.
+
+    The result's ``initial`` is the identity: whatever affine there was is in the displacement.
+    """
+    name = f"transform {os.fspath(path)}"
+    image = open_nibabel(Path(path), name)
+    shape = tuple(image.shape)
+    intent = int(image.header["intent_code"]) if hasattr(image.header, "get_intent") else 0
+    ndim = shape[-1] if len(shape) == 5 else 0
+    if ndim not in (2, 3) or shape[3] != 1 or (ndim == 2 and shape[2] != 1) or intent not in (1006, 1007):
+        raise InputError(f"{name} is not a displacement field: shape {' x '.join(map(str, shape))}, intent "
+                         f"{intent}; give a 5-D NIfTI with vector intent (1007) as `neuralreg register "
+                         f"--transform-out` and ITK write")
+    values = voxels_of(image, name).reshape(*shape[:ndim], ndim)
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if ndim == 2:
+        affine = affine[np.ix_([0, 1, 3], [0, 1, 3])]
+    check_affine(affine, name)
+    if not np.isfinite(values.sum(dtype=np.float64)):
+        raise InputError(f"{name} holds NaN or infinite displacements; it cannot be applied")
+    to_voxels = np.linalg.inv(affine)[:-1, :-1]
+    if intent == 1007:
+        to_voxels = to_voxels @ lps_flip(ndim)[:-1, :-1]
+    field = torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, 0), dtype=np.float32))
+    mix = torch.from_numpy(to_voxels)
+    for part in _slabs(tuple(field.shape[1:])):
+        field[:, part] = _mix(mix, field[:, part])
+    return Transform(field, Geometry(tuple(field.shape[1:]), affine))
+
+
+def inverse_consistency(forward: Transform, inverse: Transform,
+                        mask: Tensor | None = None) -> dict[str, float]:
+    """|inverse(forward(x)) - x| in millimetres over the fixed voxels x whose image lies inside the moving
+    grid.
+
+    ``mask`` (*sp), nonzero = counted. Returns mean_mm, p95_mm, max_mm (nan where no voxel counts) and
+    inside_fraction, the part of the (masked) voxels that counted.
+    """
+    grid, moving = forward.fixed, inverse.fixed
+    back = torch.from_numpy(inverse.voxel_affine(grid))
+    to_mm = torch.from_numpy(grid.affine[:-1, :-1])
+    identity = torch.from_numpy(np.eye(grid.ndim, grid.ndim + 1))
+    size = torch.tensor(moving.shape, device=forward.displacement.device).view(-1, *[1] * grid.ndim)
+    errors, asked = [], 0
+    for part in _slabs(grid.shape):
+        points = forward._moving_voxels(grid, moving, part)
+        counted = ((points >= 0) & (points <= size - 1)).all(0)
+        if mask is not None:
+            chosen = mask[part].to(counted.device) != 0
+            counted &= chosen
+            asked += int(chosen.sum())
+        else:
+            asked += counted.numel()
+        points = points[:, counted]
+        again = _mix(back[:, :-1], points + sample_points(inverse.displacement, points))
+        again += back[:, -1:].to(again)
+        again -= _lattice(identity, grid.shape, part, again.device)[:, counted]
+        errors.append(_mix(to_mm, again).norm(dim=0).cpu())
+    error = torch.cat(errors).numpy()
+    if not error.size:
+        return {**dict.fromkeys(("mean_mm", "p95_mm", "max_mm"), float("nan")), "inside_fraction": 0.0}
+    return {"mean_mm": float(error.mean(dtype=np.float64)), "p95_mm": float(np.percentile(error, 95)),
+            "max_mm": float(error.max()), "inside_fraction": error.size / asked}
+
+
+def _slabs(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices of the first axis that hold about SLAB_VOXELS voxels each."""
+    planes = max(1, SLAB_VOXELS // max(1, int(np.prod(shape[1:]))))
+    return (slice(a, min(a + planes, shape[0])) for a in range(0, shape[0], planes))
+
+
+def _lattice(affine: Tensor, shape: tuple[int, ...], part: slice, device: torch.device) -> Tensor:
+    """(rows, *slab) float32: affine (rows, ndim+1) float64 at the voxel indices of a slab along axis 0."""
+    spans = [(part.start, part.stop), *((0, n) for n in shape[1:])]
+    ones = [1] * len(shape)
+    terms = []
+    for axis, (a, b) in enumerate(spans):
+        line = affine[:, axis, None] * torch.arange(a, b, dtype=torch.float64)
+        terms.append(line.view(-1, *ones[:axis], b - a, *ones[axis + 1 :]))
+    head = affine[:, -1].view(-1, *ones) + sum(terms[:-1])
+    # the one sum that is as large as the slab runs in float32, which is good to 1e-5 voxels
+    return head.to(device, torch.float32) + terms[-1].to(device, torch.float32)
+
+
+def _mix(matrix: Tensor, field: Tensor) -> Tensor:
+    """matrix (rows, n) applied to the channels of a field (n, *any), in the field's type."""
+    return (matrix.to(field) @ field.flatten(1)).view(matrix.shape[0], *field.shape[1:])
+
+
+def _shear(grid: Geometry) -> float:
+    """How far the grid's axes are from being orthogonal: the largest cosine between two of them."""
+    return float(np.abs(grid.direction.T @ grid.direction - np.eye(grid.ndim)).max())
+
+
+def _straight_cover(grid: Geometry) -> Geometry:
+    """The smallest grid of the same spacing, with the nearest orthogonal axes, that covers a sheared one."""
+    left, _, right = np.linalg.svd(grid.direction)
+    axes = left @ right * np.array(grid.spacing)
+    corners = np.linalg.solve(axes, grid.corners().T)
+    low, high = corners.min(1), corners.max(1)
+    affine = np.eye(grid.ndim + 1)
+    affine[:-1, :-1] = axes
+    affine[:-1, -1] = axes @ low
+    return Geometry(tuple(int(n) for n in np.ceil(high - low - 1e-6) + 1), affine)
