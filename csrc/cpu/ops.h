@@ -1,5 +1,6 @@
-// What the CPU module offers, one declaration an op. Tensors are contiguous; grids and displacements as documented
-// in kernels/. Every function is instantiated for float and double. A null gradient pointer means "not wanted".
+// What the CPU module offers, one declaration an op. Tensors are contiguous; grids and displacements as
+// documented in kernels/. Every function is instantiated for float and double. A null gradient pointer means
+// "not wanted".
 #pragma once
 
 #include <cstdint>
@@ -7,7 +8,8 @@
 
 namespace nr {
 
-// --- field.cpp, encoding.cpp -----------------------------------------------------------------------------------
+// --- field.cpp, encoding.cpp
+// -----------------------------------------------------------------------------------
 
 struct GridShape {
     int ndim = 0;
@@ -30,14 +32,15 @@ struct FieldShape {
 };
 
 template <class T>
-void hash_encode_forward(const GridShape& grid, int64_t n, const T* x, const T* table, T* encoded, int threads);
+void hash_encode_forward(const GridShape& grid, int64_t n, const T* x, const T* table, T* encoded,
+                         int threads);
 template <class T>
 void hash_encode_backward(const GridShape& grid, int64_t n, const T* x, const T* table, const T* grad_encoded,
                           T* grad_x, T* grad_table, int threads);
 
 template <class T>
-void fourier_encode_forward(int ndim, int frequencies, double scale, int64_t n, const T* x, const T* b, T* encoded,
-                            int threads);
+void fourier_encode_forward(int ndim, int frequencies, double scale, int64_t n, const T* x, const T* b,
+                            T* encoded, int threads);
 template <class T>
 void fourier_encode_backward(int ndim, int frequencies, double scale, int64_t n, const T* x, const T* b,
                              const T* grad_encoded, T* grad_x, T* grad_b, int threads);
@@ -50,7 +53,8 @@ template <class T>
 void field_backward(const FieldShape& shape, int64_t n, const T* x, const std::vector<const T*>& params,
                     const T* grad_y, T* grad_x, const std::vector<T*>& grad_params, int threads);
 
-// --- sampling.cpp ----------------------------------------------------------------------------------------------
+// --- sampling.cpp
+// ----------------------------------------------------------------------------------------------
 
 enum class Padding;
 
@@ -76,8 +80,42 @@ template <class T>
 void sample_backward(const SampleShape& shape, const T* grad_out, const T* image, const T* coordinates,
                      const T* affine, T* grad_image, T* grad_coordinates, T* grad_affine, int threads);
 
-// --- lncc.cpp --------------------------------------------------------------------------------------------------
+// --- lncc.cpp
+// --------------------------------------------------------------------------------------------------
 
-// --- jacobian.cpp ----------------------------------------------------------------------------------------------
+// --- jacobian.cpp
+// ----------------------------------------------------------------------------------------------
+
+enum class Penalty;
+enum class Scheme { kForward = 0, kBackward = 1, kCentral = 2 };
+
+// A vector field (batch, channels, *size) on a lattice; 2 or 3 axes. For Jacobians channels is the number of
+// axes.
+struct LatticeShape {
+    int64_t batch = 0;
+    int64_t channels = 0;
+    std::vector<int64_t> size;
+    std::vector<double> spacing;
+    Scheme scheme = Scheme::kForward;
+};
+
+template <class T>
+void jacobian_determinant_forward(const LatticeShape& shape, const T* displacement, T* determinant,
+                                  int threads);
+template <class T>
+void jacobian_determinant_backward(const LatticeShape& shape, const T* grad_determinant,
+                                   const T* displacement, T* grad_displacement, int threads);
+// The mean penalty, and scale times its gradient.
+template <class T>
+double jacobian_loss_forward(const LatticeShape& shape, Penalty penalty, double threshold,
+                             const T* displacement, int threads);
+template <class T>
+void jacobian_loss_backward(const LatticeShape& shape, Penalty penalty, double threshold, double scale,
+                            const T* displacement, T* grad_displacement, int threads);
+template <class T>
+double diffusion_loss_forward(const LatticeShape& shape, const T* displacement, int threads);
+template <class T>
+void diffusion_loss_backward(const LatticeShape& shape, double scale, const T* displacement,
+                             T* grad_displacement, int threads);
 
 }  // namespace nr

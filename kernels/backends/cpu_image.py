@@ -9,6 +9,8 @@ from . import native, registry
 from .cpu import address, function, threads
 
 _PADDING = {"zeros": 0, "border": 1, "reflection": 2}
+_SCHEME = {"forward": 0, "backward": 1, "central": 2}
+_PENALTY = {"relu": 0, "unit": 1}
 
 
 def _computing_type(*tensors: Tensor) -> torch.dtype:
@@ -130,7 +132,90 @@ def warp_backward(
     )
 
 
-for _op in (grid_sample_forward, grid_sample_backward, warp_forward, warp_backward):
+def _lattice_shape(u: Tensor, spacing: list[float], scheme: str = "forward") -> object:
+    return native.load_cpu().LatticeShape(u.shape[0], u.shape[1], list(u.shape[2:]), spacing, _SCHEME[scheme])
+
+
+def jacobian_determinant_forward(displacement: Tensor, spacing: list[float], scheme: str) -> Tensor:
+    dtype = _computing_type(displacement)
+    u = displacement.to(dtype).contiguous()
+    out = u.new_empty(u.shape[0], *u.shape[2:])
+    function("jacobian_determinant_forward", dtype)(
+        _lattice_shape(u, spacing, scheme), address(u), address(out), threads()
+    )
+    return out.to(displacement.dtype)
+
+
+def jacobian_determinant_backward(
+    grad: Tensor, displacement: Tensor, spacing: list[float], scheme: str
+) -> Tensor:
+    dtype = _computing_type(displacement)
+    upstream, u = grad.to(dtype).contiguous(), displacement.to(dtype).contiguous()
+    grad_u = torch.empty_like(u)
+    function("jacobian_determinant_backward", dtype)(
+        _lattice_shape(u, spacing, scheme), address(upstream), address(u), address(grad_u), threads()
+    )
+    return grad_u.to(displacement.dtype)
+
+
+def jacobian_loss_forward(
+    displacement: Tensor, spacing: list[float], scheme: str, penalty: str, threshold: float
+) -> Tensor:
+    dtype = _computing_type(displacement)
+    u = displacement.to(dtype).contiguous()
+    value = function("jacobian_loss_forward", dtype)(
+        _lattice_shape(u, spacing, scheme), _PENALTY[penalty], threshold, address(u), threads()
+    )
+    return u.new_tensor(value)
+
+
+def jacobian_loss_backward(
+    grad: Tensor, displacement: Tensor, spacing: list[float], scheme: str, penalty: str, threshold: float
+) -> Tensor:
+    dtype = _computing_type(displacement)
+    u = displacement.to(dtype).contiguous()
+    grad_u = torch.empty_like(u)
+    function("jacobian_loss_backward", dtype)(
+        _lattice_shape(u, spacing, scheme),
+        _PENALTY[penalty],
+        threshold,
+        grad.item(),
+        address(u),
+        address(grad_u),
+        threads(),
+    )
+    return grad_u.to(displacement.dtype)
+
+
+def diffusion_loss_forward(displacement: Tensor, spacing: list[float]) -> Tensor:
+    dtype = _computing_type(displacement)
+    u = displacement.to(dtype).contiguous()
+    value = function("diffusion_loss_forward", dtype)(_lattice_shape(u, spacing), address(u), threads())
+    return u.new_tensor(value)
+
+
+def diffusion_loss_backward(grad: Tensor, displacement: Tensor, spacing: list[float]) -> Tensor:
+    dtype = _computing_type(displacement)
+    u = displacement.to(dtype).contiguous()
+    grad_u = torch.empty_like(u)
+    function("diffusion_loss_backward", dtype)(
+        _lattice_shape(u, spacing), grad.item(), address(u), address(grad_u), threads()
+    )
+    return grad_u.to(displacement.dtype)
+
+
+for _op in (
+    grid_sample_forward,
+    grid_sample_backward,
+    warp_forward,
+    warp_backward,
+    jacobian_determinant_forward,
+    jacobian_determinant_backward,
+    jacobian_loss_forward,
+    jacobian_loss_backward,
+    diffusion_loss_forward,
+    diffusion_loss_backward,
+):
     registry.register(_op.__name__, "cpu", _op)
-for _public in ("grid_sample", "warp"):
+for _public in ("grid_sample", "warp", "jacobian_determinant", "jacobian_loss", "diffusion_loss"):
     registry.register(_public, "cpu", globals()[_public + "_forward"])
