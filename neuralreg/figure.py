@@ -1,0 +1,265 @@
+"""One picture that tells whether a registration can be trusted.
+
+A row for each plane through the centre of the fixed grid (axial, coronal, sagittal; a 2-D image has one):
+fixed image, moving image where it starts, warped image, the differences before and after on one scale, the
+moving grid as the transform draws it over the warped image, and the logarithm of the Jacobian determinant
+with folds marked. Below, the loss over the iterations and the numbers of the summary.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from neuralreg.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from neuralreg.images import Image
+    from neuralreg.registration import Registration
+
+TITLES = (
+    "fixed",
+    "moving (start)",
+    "warped",
+    "difference before",
+    "difference after",
+    "warped grid",
+    "log Jacobian",
+)
+PLANES = ("axial", "coronal", "sagittal")
+# Inches. 14 inches shown at README width, about 900 pixels, make a 12 point letter 11 pixels high.
+_WIDTH, _LEFT, _GAP, _TOP, _BARS, _HISTORY, _BELOW = 14.0, 0.36, 0.07, 0.36, 0.62, 1.75, 0.55
+_DIFFERENCE_MAP, _JACOBIAN_MAP = "RdBu_r", "PuOr_r"
+_FOLD, _GRID, _LOSS = "#00c800", "#ffb000", "#1f5fa8"
+
+
+@dataclass(frozen=True)
+class _Slices:
+    """One plane, first axis to the right, second up, in the anatomical order that a reader expects."""
+
+    name: str
+    spacing: tuple[float, float]
+    fixed: np.ndarray
+    start: np.ndarray
+    warped: np.ndarray
+    position: (
+        np.ndarray
+    )  # (2, n, m) mm: where the in-plane coordinates of each point of the plane are taken to
+    determinant: np.ndarray
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Width and height in mm."""
+        return self.fixed.shape[0] * self.spacing[0], self.fixed.shape[1] * self.spacing[1]
+
+
+def require_matplotlib() -> None:
+    """InputError where the figure could not be drawn; costs a look, not an import."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError(
+            "the figure needs matplotlib, which is not installed; pip install 'neuralreg[report]'"
+        )
+
+
+def registration_figure(registration: Registration, path: str | os.PathLike[str]) -> None:
+    """Draw the quality-control picture of a registration as a PNG, written whole or not at all.
+
+    Left is the subject's left, and up is the front or the head, as the header says; one scale in millimetres
+    holds for all planes. Intensities of each image are shown from its 0.5th to its 99.5th percentile, and
+    differences are taken between images so scaled. The grid is the moving image's lines of equal coordinate,
+    seen from the fixed image. The determinant is that of the deformation without the initial transform, by
+    central differences; its logarithm is drawn for det > 0, and voxels with det <= 0 are marked as folds.
+
+    Raises InputError without matplotlib or where ``path`` cannot be written. Besides the registration's own
+    images it allocates four volumes of the fixed grid.
+    """
+    require_matplotlib()
+    from neuralreg.images import atomic_path, check_writable
+
+    check_writable(path, suffixes=(".png",), role="figure")
+    figure = _draw(_slices(registration), registration)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+# ---------------------------------------------------------------------- what is shown
+
+
+def _slices(registration: Registration) -> list[_Slices]:
+    import torch
+
+    from neuralreg.kernels import jacobian_determinant
+    from neuralreg.transforms import Transform
+
+    transform, fixed = registration.transform, registration.fixed
+    u = transform.displacement.detach().cpu()
+    start = Transform(torch.zeros_like(u), transform.fixed, transform.moving, initial=transform.initial)
+    volumes = {
+        "fixed": _scaled(fixed.data),
+        "start": _scaled(start.warp(registration.moving).data, registration.moving.data),
+        "warped": _scaled(registration.warped.data, registration.moving.data),
+        "determinant": jacobian_determinant(u[None], scheme="central")[0].numpy(),
+    }
+    order, flips = _towards_ras(fixed)
+    spacing = np.array(fixed.spacing)[order]
+    u_ras = np.stack([_turned(u[axis].numpy(), order, flips) for axis in order])
+    u_ras *= (np.where(flips, -1.0, 1.0) * spacing).reshape(-1, *[1] * fixed.ndim)
+    turned = {name: _turned(volume, order, flips) for name, volume in volumes.items()}
+    planes = []
+    for across in (2, 1, 0) if fixed.ndim == 3 else (None,):
+        inside = [axis for axis in range(fixed.ndim) if axis != across]
+        cut = tuple(n // 2 if axis == across else slice(None) for axis, n in enumerate(u_ras.shape[1:]))
+        grid = np.stack(
+            np.meshgrid(*[np.arange(u_ras.shape[1 + a]) * spacing[a] for a in inside], indexing="ij")
+        )
+        planes.append(
+            _Slices(
+                name="" if across is None else PLANES[2 - across],
+                spacing=(float(spacing[inside[0]]), float(spacing[inside[1]])),
+                position=grid + u_ras[(inside, *cut)],
+                **{name: volume[cut] for name, volume in turned.items()},
+            )
+        )
+    # A volume of one slice has one plane that can be looked at.
+    return [plane for plane in planes if min(plane.fixed.shape) > 1] or planes[:1]
+
+
+def _scaled(data: Any, like: Any = None) -> np.ndarray:
+    """Intensities as 0 at the 0.5th and 1 at the 99.5th percentile of ``like`` (default: the data itself)."""
+    values = (data if like is None else like).detach().cpu().numpy().ravel()
+    low, high = np.percentile(values[:: max(1, values.size // 1_000_000)], (0.5, 99.5))
+    if not low < high:
+        low, high = float(values.min()), float(values.max())
+    return (data.detach().cpu().numpy() - low) / (high - low if high > low else 1.0)
+
+
+def _towards_ras(image: Image) -> tuple[list[int], np.ndarray]:
+    """For each world axis (right, front, up) the nearest array axis, and whether that one runs backwards."""
+    from nibabel.orientations import io_orientation
+
+    world, direction = io_orientation(image.affine).T
+    order = np.argsort(world)
+    return order.tolist(), direction[order] < 0
+
+
+def _turned(volume: np.ndarray, order: list[int], flips: np.ndarray) -> np.ndarray:
+    """A view with the axes in world order, each running towards right, front, up."""
+    volume = volume.transpose(order)
+    return volume[tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)]
+
+
+# -------------------------------------------------------------------- how it is drawn
+
+
+def _draw(slices: list[_Slices], registration: Registration) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    column = (_WIDTH - _LEFT - _GAP * len(TITLES)) / len(TITLES)
+    widest = max(plane.extent[0] for plane in slices)
+    heights = [column * plane.extent[1] / widest for plane in slices]
+    height = _TOP + sum(heights) + _GAP * len(slices) + _BARS + _HISTORY + _BELOW
+    figure = Figure(figsize=(_WIDTH, height), dpi=150, facecolor="white")
+    FigureCanvasAgg(figure)
+
+    def axes(left: float, bottom: float, width: float, tall: float) -> Axes:
+        return figure.add_axes((left / _WIDTH, bottom / height, width / _WIDTH, tall / height))
+
+    difference = max(float(np.percentile(np.abs(p.start - p.fixed), 99)) for p in slices) or 1.0
+    logs = [np.log(p.determinant[p.determinant > 0]) for p in slices]
+    jacobian = max([0.2, *(float(np.percentile(np.abs(log), 99.5)) for log in logs if log.size)])
+    top = height - _TOP
+    for plane, tall in zip(slices, heights, strict=True):
+        top -= tall
+        row = [axes(_LEFT + index * (column + _GAP), top, column, tall) for index in range(len(TITLES))]
+        if plane is slices[0]:
+            for panel, title in zip(row, TITLES, strict=True):
+                panel.set_title(title, fontsize=12, pad=5)
+        at = 0.4 * _LEFT / _WIDTH, (top + tall / 2) / height
+        figure.text(*at, plane.name, fontsize=12, rotation=90, ha="center", va="center")
+        shown = _draw_plane(row, plane, difference, jacobian)
+        top -= _GAP
+    for mappable, first, last, label in (
+        (shown[0], 3, 4, "moving or warped minus fixed"),
+        (shown[1], 6, 6, "log det J"),
+    ):
+        left = _LEFT + first * (column + _GAP)
+        bar = axes(left + 0.1 * column, top - 0.1, (last - first) * (column + _GAP) + 0.8 * column, 0.09)
+        figure.colorbar(mappable, cax=bar, orientation="horizontal").set_label(label, fontsize=10, labelpad=1)
+        bar.tick_params(labelsize=10, length=2, pad=1)
+    if any((plane.determinant <= 0).any() for plane in slices):
+        at = (_LEFT + 7 * column + 6 * _GAP) / _WIDTH, (top - 0.44) / height
+        figure.text(*at, "■ folds", color=_FOLD, fontsize=10, ha="right", va="center")
+    third = 4 * (column + _GAP)
+    _draw_history(axes(_LEFT + 0.4, _BELOW, third - 0.6, _HISTORY), registration.history)
+    _write_numbers(
+        axes(_LEFT + third, _BELOW - 0.2, _WIDTH - _LEFT - third - 0.1, _HISTORY + 0.3), registration
+    )
+    return figure
+
+
+def _draw_plane(row: list[Axes], plane: _Slices, difference: float, jacobian: float) -> tuple[Any, Any]:
+    """Fill one row; returns what the two colour bars belong to."""
+    extent = (0.0, plane.extent[0], 0.0, plane.extent[1])
+    style: dict[str, Any] = {"origin": "lower", "extent": extent, "aspect": "equal"}
+
+    def show(panel: Axes, values: np.ndarray, **options: Any) -> Any:
+        panel.set(xticks=[], yticks=[], xlim=extent[:2], ylim=extent[2:])
+        panel.spines[:].set_visible(False)
+        return panel.imshow(values.T, **{"interpolation": "bilinear", **style, **options})
+
+    for panel, values in zip(row[:3], (plane.fixed, plane.start, plane.warped), strict=True):
+        show(panel, values, cmap="gray", vmin=0, vmax=1)
+    for panel, values in zip(row[3:5], (plane.start, plane.warped), strict=True):
+        bar = show(panel, values - plane.fixed, cmap=_DIFFERENCE_MAP, vmin=-difference, vmax=difference)
+
+    show(row[5], plane.warped, cmap="gray", vmin=0, vmax=1.4)
+    centres = [(np.arange(n) + 0.5) * step for n, step in zip(plane.fixed.shape, plane.spacing, strict=True)]
+    apart = max(plane.extent) / 24
+    for coordinate in plane.position if min(plane.fixed.shape) > 1 else ():
+        levels = np.arange(np.floor(coordinate.min() / apart), np.ceil(coordinate.max() / apart) + 1) * apart
+        row[5].contour(*centres, coordinate.T, levels=levels, colors=_GRID, linewidths=0.6)
+
+    folds = plane.determinant <= 0
+    logarithm = np.log(np.where(folds, 1.0, plane.determinant))
+    log_bar = show(row[6], logarithm, cmap=_JACOBIAN_MAP, vmin=-jacobian, vmax=jacobian)
+    at = np.argwhere(folds)
+    row[6].scatter(*((at + 0.5) * plane.spacing).T, s=7, marker="s", color=_FOLD, linewidths=0)
+    return bar, log_bar
+
+
+def _draw_history(panel: Axes, history: list[dict[str, Any]]) -> None:
+    loss = np.array([entry["loss"] for entry in history], dtype=float)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.set_xlabel("iteration", fontsize=11, labelpad=1)
+    panel.set_ylabel("loss", fontsize=11)
+    panel.tick_params(labelsize=10)
+    if not loss.size:
+        return
+    steps = np.arange(1, loss.size + 1)
+    width = max(1, loss.size // 25)
+    padded = np.pad(loss, (width // 2, (width - 1) // 2), mode="edge")
+    panel.plot(steps, loss, color=_LOSS, alpha=0.35, linewidth=1, label="each iteration")
+    panel.plot(steps, np.convolve(padded, np.full(width, 1 / width), "valid"), color=_LOSS, linewidth=2,
+               label=f"mean of {width}")  # fmt: skip
+    panel.set_xlim(1, max(2, loss.size))
+    if width > 1:
+        panel.legend(fontsize=10, frameon=False, loc="upper right")
+
+
+def _write_numbers(panel: Axes, registration: Registration) -> None:
+    from neuralreg.outputs import summary_rows
+
+    panel.set_axis_off()
+    rows = summary_rows(registration)
+    step = 1 / max(len(rows), 7)
+    for index, (name, value) in enumerate(rows):
+        panel.text(0.0, 1 - (index + 0.7) * step, name, fontsize=12, color="0.35")
+        panel.text(0.34, 1 - (index + 0.7) * step, value, fontsize=12)

@@ -1,0 +1,58 @@
+"""What a run leaves behind: its files, all of them or none, and its numbers in words."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neuralreg.registration import Registration
+
+
+def write_together(files: Mapping[Path, Callable[[Path], None]]) -> None:
+    """Call each writer with a temporary path beside its file; rename them when the last one is complete.
+
+    When a writer raises, or the user interrupts, no file of the run is left and older ones stay as they were.
+    """
+    from neuralreg.writing import atomic_path
+
+    with ExitStack() as stack:
+        temporary = {path: stack.enter_context(atomic_path(path)) for path in files}
+        for path, write in files.items():
+            write(temporary[path])
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Indented JSON; numbers that JSON does not know (NaN, infinity) become null."""
+    text = json.dumps(_finite(content), indent=2, allow_nan=False)
+    Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def summary_rows(registration: Registration) -> list[tuple[str, str]]:
+    """The few numbers that tell whether a registration went well, as (name, value) for people."""
+    summary, history = registration.summary, registration.history
+    rows = [("method", f"{summary['method']}, preset {summary['preset']}")] if "preset" in summary else []
+    if history:
+        first, last = history[0]["similarity"], history[-1]["similarity"]
+        rows.append(("similarity", f"{first:.4f} -> {last:.4f}"))
+    seconds = f"{summary['wall_seconds']:.1f} s, {summary['cpu_seconds']:.1f} CPU s"
+    return [
+        *rows,
+        ("folds", f"{summary['folds_percent']:.4f} % of voxels, SDlogJ {summary['sdlogj']:.3f}"),
+        ("inverse consistency", f"{summary['inverse_consistency_mm']:.3f} mm"),
+        ("time", f"{seconds}, {summary['iterations']} iterations"),
+        ("peak memory", f"{summary['peak_memory_mb']:.0f} MB"),
+    ]
