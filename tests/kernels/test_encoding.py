@@ -245,10 +245,9 @@ def test_hash_gradient_to_one_input_only(on: On, wanted: str) -> None:
 
 @pytest.mark.parametrize("on", HASH)
 def test_no_points(on: On) -> None:
-    spec = SPECS["both"]
-    value, grad_x, grad_table = with_gradients(
-        on, hash_encode, torch.zeros(0, 3), table_for(spec, 3).float(), spec
-    )
+    spec, empty = SPECS["both"], torch.zeros(0, 3)
+    table = table_for(spec, 3).float()
+    value, grad_x, grad_table = with_gradients(on, hash_encode, empty, table, spec)
     assert value.shape == (0, spec.width)
     assert grad_x.shape == (0, 3)
     assert torch.count_nonzero(grad_table) == 0

@@ -1,0 +1,107 @@
+"""Small calls of every public function: for opcheck, torch.compile and the instruction sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuralreg import kernels
+from neuralreg.kernels.spec import FieldSpec, Fourier, HashGrid
+
+from .common import leaf
+
+GRID = HashGrid(levels=4, features=2, base=3, finest=20, log2_table_size=8)
+SPECS = {
+    "grid": FieldSpec(encoding=GRID, hidden=(16, 16)),
+    "fourier": FieldSpec(encoding=Fourier(frequencies=6), hidden=(8, 8), activation="sine", omega=(3.0, 1.0)),
+    "siren": FieldSpec(ndim=2, hidden=(16,), activation="sine", omega=(8.0,), out=2),
+}
+
+# Name of the case -> public function, arguments (tensors are random, some want gradients), options
+Call = tuple[Callable[..., Any], list[Any], dict[str, Any]]
+
+
+def calls(dtype: torch.dtype) -> dict[str, Call]:
+    """The calls, freshly drawn from torch's generator."""
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(shape, dtype=torch.float64).to(dtype)
+
+    def randn(*shape: int) -> Tensor:
+        return (0.4 * torch.randn(shape, dtype=torch.float64)).to(dtype)
+
+    def image(*shape: int) -> Tensor:
+        return leaf(rand(*shape))
+
+    def parameters(spec: FieldSpec) -> list[Tensor]:
+        return [leaf(randn(*shape)) for shape in spec.parameter_shapes()]
+
+    mask = rand(2, 1, 7, 6, 9) < 0.8
+    affine = torch.eye(3, 4, dtype=dtype).expand(2, -1, -1) + 0.1 * randn(2, 3, 4)
+    u, flat = leaf(randn(2, 3, 7, 6, 9)), leaf(randn(2, 2, 8, 7))
+    f3, w3, f2, w2 = image(2, 2, 7, 6, 9), image(2, 2, 7, 6, 9), image(1, 1, 12, 11), image(1, 1, 12, 11)
+    x3, x2 = leaf(2 * rand(50, 3) - 1), leaf(2 * rand(50, 2) - 1)
+    table, matrix = leaf(randn(sum(GRID.entries(3)), 2)), leaf(randn(3, 5))
+    grid3, grid2 = leaf(2.4 * rand(2, 4, 5, 3, 3) - 1.2), leaf(2.4 * rand(1, 6, 5, 2) - 1.2)
+    return {
+        "grid_sample": (kernels.grid_sample, [f3, grid3], {}),
+        "grid_sample 2-D": (kernels.grid_sample, [f2, grid2, "bilinear", "reflection", True], {}),
+        "grid_sample nearest": (kernels.grid_sample, [f3, grid3, "nearest", "border"], {}),
+        "warp": (kernels.warp, [f3, u], {}),
+        "warp affine": (kernels.warp, [f3, u, leaf(affine)], {"padding_mode": "border"}),
+        "warp image only": (kernels.warp, [f3, u.detach(), affine], {}),
+        "warp displacement only": (kernels.warp, [f3.detach(), u], {"padding_mode": "reflection"}),
+        "warp 2-D": (kernels.warp, [image(2, 1, 5, 9), flat], {}),
+        "lncc": (kernels.lncc, [f3, w3, 5], {}),
+        "lncc to one image": (kernels.lncc, [f3.detach(), w3, 3], {}),
+        "lncc map": (kernels.lncc, [f3, w3, (2, 3, 4)], {"reduction": "none", "padding": "valid"}),
+        "lncc mask": (kernels.lncc, [f3, w3, 3], {"mask": mask, "eps_mode": "each", "squared": False}),
+        "lncc recompute": (kernels.lncc, [f3, w3, 4], {"recompute": True, "eps_mode": "clamp"}),
+        "lncc saved": (kernels.lncc, [f3, w3, 4], {"recompute": False, "zero_rule": True}),
+        "lncc 2-D": (kernels.lncc, [f2, w2, 9], {}),
+        "jacobian_determinant": (kernels.jacobian_determinant, [u], {}),
+        "jacobian_determinant 2-D": (kernels.jacobian_determinant, [flat, (0.5, 2.0), "central"], {}),
+        "jacobian_loss": (kernels.jacobian_loss, [u], {"threshold": 0.8, "spacing": (1.0, 2.0, 0.5)}),
+        "jacobian_loss unit": (kernels.jacobian_loss, [u, None, "backward", "unit"], {}),
+        "diffusion_loss": (kernels.diffusion_loss, [u], {}),
+        "compose": (kernels.compose, [u, leaf(randn(2, 3, 7, 6, 9))], {}),
+        "invert": (kernels.invert, [u, 3], {}),
+        "fourier_encode": (kernels.fourier_encode, [x3, matrix], {}),
+        "hash_encode": (kernels.hash_encode, [x3, table, GRID], {}),
+        "hash_encode table only": (kernels.hash_encode, [x3.detach(), table, GRID], {}),
+        "field": (kernels.field, [x3, parameters(SPECS["grid"]), SPECS["grid"]], {}),
+        "field fourier": (kernels.field, [x3, parameters(SPECS["fourier"]), SPECS["fourier"]], {}),
+        "field siren": (kernels.field, [x2, parameters(SPECS["siren"]), SPECS["siren"]], {}),
+    }
+
+
+CASES = list(calls(torch.float32))
+
+
+def leaves(arguments: Any) -> list[Tensor]:
+    """The tensors among the arguments that want a gradient."""
+    if isinstance(arguments, Tensor):
+        return [arguments] if arguments.requires_grad else []
+    if isinstance(arguments, (list, tuple)):
+        return [t for argument in arguments for t in leaves(argument)]
+    return []
+
+
+def weighted_sum(result: Any) -> Tensor:
+    """A scalar whose gradient differs from element to element."""
+    value = result[0] if isinstance(result, tuple) else result
+    weights = torch.linspace(-1, 2, value.numel(), dtype=value.dtype, device=value.device)
+    return (value * weights.view_as(value)).sum()
+
+
+def results(call: Call, backend: str | None, function: Callable[..., Any] | None = None) -> list[Tensor]:
+    """The value of a call, and the gradient of a weighted sum of it to every leaf."""
+    public, arguments, options = call
+    value = (function or public)(*arguments, **options, backend=backend)
+    wanted = leaves(arguments)
+    grads = torch.autograd.grad(weighted_sum(value), wanted) if wanted else ()
+    values = value if isinstance(value, tuple) else (value,)
+    return [*[v.detach() for v in values], *grads]
