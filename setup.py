@@ -206,6 +206,8 @@ class BuildNative(build_ext):
     def run(self) -> None:
         if self.inplace:
             link_rooms()
+        if is_set("NEURALREG_CUDA") and not list((ROOT / "csrc").glob("cuda/*.cu")):
+            print("neuralreg: NEURALREG_CUDA is set, but this version has no CUDA sources", file=sys.stderr)
         destination = self._destination()
         failures: dict[str, str] = {}
         if is_set("NEURALREG_NO_NATIVE"):

@@ -1,0 +1,62 @@
+# make demo | test | lint | bench | gpu: each sets .venv up where it is missing and brings the native modules up to date.
+#   make demo FIXED=a.nii.gz MOVING=b.nii.gz     registers your own pair (ARGS="--preset ..." adds options)
+#   make test ARGS="-k lncc"                     ARGS go to the command behind the target
+#   make gpu PYTHON=python                       PYTHON takes an existing environment as it is: nothing is installed
+#   make test TORCH_INDEX=URL                    where .venv takes torch from, e.g. an index of CPU builds
+
+PYTHON3 ?= python3
+ARGS ?=
+TORCH_INDEX ?=
+
+ifdef PYTHON
+PY := $(PYTHON)
+READY :=
+else
+PY := .venv/bin/python
+READY := .venv/ready
+endif
+
+NEURALREG = $(PY) -c "from neuralreg.cli import main; main()"
+CPP = $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
+
+.PHONY: .venv native demo test lint bench gpu
+.DEFAULT_GOAL := test
+
+.venv: .venv/ready
+
+.venv/ready: pyproject.toml setup.py
+	test -x .venv/bin/python || $(PYTHON3) -m venv .venv
+	.venv/bin/python -m pip install -q --upgrade pip "setuptools>=77" wheel "pybind11>=2.12"
+	.venv/bin/python -m pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	.venv/bin/python -m pip install -q --no-build-isolation -e ".[demo,report,itk,dev]"
+	touch .venv/ready
+
+# The build itself knows what has changed: with nothing to do it takes a second.
+native: $(READY)
+	@$(PY) setup.py -q build_ext --inplace
+
+demo: native
+ifdef FIXED
+	mkdir -p out
+	$(NEURALREG) register --fixed "$(FIXED)" --moving "$(MOVING)" --warped-out out/warped.nii.gz \
+	    --transform-out out/transform.nii.gz --figure-out out/figure.png --summary out/summary.json $(ARGS)
+else
+	$(NEURALREG) demo --out out $(ARGS)
+endif
+
+test: native
+	$(PY) -m pytest -q $(ARGS)
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy neuralreg
+	$(dir $(shell command -v $(PY)))clang-format --dry-run -Werror $(CPP)
+
+bench: native
+	$(PY) -m neuralreg.bench $(ARGS)
+
+# There is no CUDA source in this version: setup.py says so, and the tests run the reference backend on the card.
+gpu: $(READY)
+	NEURALREG_CUDA=1 $(PY) setup.py -q build_ext --inplace
+	$(PY) -m pytest -q -m gpu $(ARGS) || test $$? -eq 5
