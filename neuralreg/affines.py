@@ -70,8 +70,7 @@ def _plain_matrix(text: str, name: str) -> np.ndarray:
         raise InputError(f"{name} is neither an ITK transform nor a 4 x 4 matrix ({brief(error)})") from error
     if matrix.shape not in ((4, 4), (3, 3)):
         shape = " x ".join(str(n) for n in matrix.shape)
-        raise InputError(f"{name} holds {shape} numbers; give a 4 x 4 matrix (3 x 3 in 2-D), fixed to moving, "
-                         f"LPS mm")
+        raise InputError(f"{name} holds {shape} numbers; give a matrix of 4 x 4 (3 x 3 in 2-D), LPS mm")
     if not np.allclose(matrix[-1], np.eye(len(matrix))[-1], atol=1e-6):
         raise InputError(f"{name}: the last row of the matrix must be 0 ... 0 1; give an affine")
     return matrix

@@ -263,7 +263,7 @@ def test_inverse_of_a_strong_map():
     transform = Transform(displacement, geometry, geometry)
     result = inverse_consistency(transform.inverse(), transform)
     assert result["inside_fraction"] > 0.7
-    assert result["max_mm"] < 0.02
+    assert result["max_mm"] < 0.1
 
 
 def test_consistency_in_a_mask_and_of_nothing():
