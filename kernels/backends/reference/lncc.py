@@ -45,7 +45,7 @@ def lncc(
 
     Sums are cumulative sums in float64: cost independent of the window, and no cancellation at large offsets.
     Returns the mean (float32 for half inputs), or with reduction "none" the map (B, C, *out) in the inputs'
-    dtype. About twenty float64 volumes live until the backward pass; with ``recompute=True`` none, at the
+    dtype. About thirteen float64 volumes live until the backward pass; with ``recompute=True`` none, at the
     price of a second forward pass.
     """
     if recompute:
