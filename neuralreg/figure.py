@@ -119,11 +119,12 @@ def _slices(registration: Registration) -> list[_Slices]:
         grid = np.stack(
             np.meshgrid(*[np.arange(u_ras.shape[1 + a]) * spacing[a] for a in inside], indexing="ij")
         )
+        displaced = (inside, *cut)
         planes.append(
             _Slices(
                 name="" if across is None else PLANES[2 - across],
                 spacing=(float(spacing[inside[0]]), float(spacing[inside[1]])),
-                position=grid + u_ras[(inside, *cut)],
+                position=grid + u_ras[displaced],
                 **{name: volume[cut] for name, volume in turned.items()},
             )
         )
@@ -230,8 +231,8 @@ def _draw_plane(row: list[Axes], plane: _Slices, difference: float, jacobian: fl
     folds = plane.determinant <= 0
     logarithm = np.log(np.where(folds, 1.0, plane.determinant))
     log_bar = show(row[6], logarithm, cmap=_JACOBIAN_MAP, vmin=-jacobian, vmax=jacobian)
-    at = np.argwhere(folds)
-    row[6].scatter(*((at + 0.5) * plane.spacing).T, s=7, marker="s", color=_FOLD, linewidths=0)
+    right, up = ((np.argwhere(folds) + 0.5) * plane.spacing).T
+    row[6].scatter(right, up, s=7, marker="s", color=_FOLD, linewidths=0)
     return bar, log_bar
 
 
