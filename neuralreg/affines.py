@@ -27,7 +27,7 @@ def invert_affine(matrix: np.ndarray) -> np.ndarray:
     return inverse
 
 
-def read_affine(path: str | os.PathLike[str]) -> np.ndarray:
+def read_affine(path: str | os.PathLike[str], role: str = "initial transform") -> np.ndarray:
     """Read an affine transform, fixed -> moving, as a matrix in RAS world millimetres: (4, 4), or (3, 3) in
     2-D.
 
@@ -36,7 +36,7 @@ def read_affine(path: str | os.PathLike[str]) -> np.ndarray:
     .mat, .h5 and whatever else ITK reads, as long as it is linear. Files hold LPS, as ITK does.
     """
     path = Path(path)
-    name = f"initial transform {path}"
+    name = f"{role} {path}"
     if not path.is_file():
         raise InputError(f"{name} does not exist; check the path")
     if path.name.lower().endswith((".nii", ".nii.gz")):
@@ -56,8 +56,9 @@ def _checked(lps: np.ndarray, name: str) -> np.ndarray:
     linear = lps[:-1, :-1]
     scale = np.linalg.norm(linear)
     if scale == 0 or abs(np.linalg.det(linear / scale)) < 1e-9:
-        raise InputError(f"{name} is singular, determinant {np.linalg.det(linear):.3g}; give an invertible "
-                         f"affine")
+        raise InputError(
+            f"{name} is singular, determinant {np.linalg.det(linear):.3g}; give an invertible affine"
+        )
     flip = lps_flip(len(linear))
     return flip @ lps @ flip
 
@@ -165,9 +166,13 @@ def _similarity2d(p: np.ndarray, fixed: np.ndarray, d: int) -> tuple[np.ndarray,
 def _versor(p: np.ndarray, fixed: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray]:
     x, y, z = p[:3]
     w = np.sqrt(max(0.0, 1.0 - float(p[:3] @ p[:3])))
-    rotation = np.array([[1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-                         [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-                         [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]])
+    rotation = np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
     return (p[6] if len(p) == 7 else 1.0) * rotation, p[3:6]
 
 
@@ -176,8 +181,9 @@ def _through_simpleitk(path: Path, name: str, kind: str = "") -> np.ndarray:
         import SimpleITK
     except ImportError:
         what = f"is an ITK {kind}" if kind else f"is a binary {path.suffix or 'file'}"
-        raise InputError(f"{name} {what}, which needs SimpleITK: pip install 'neuralreg[itk]', or give a "
-                         f"text affine") from None
+        raise InputError(
+            f"{name} {what}, which needs SimpleITK: pip install 'neuralreg[itk]', or give a text affine"
+        ) from None
     try:
         transform = SimpleITK.ReadTransform(str(path))
     except RuntimeError as error:

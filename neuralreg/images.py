@@ -9,7 +9,6 @@ knows about headers. Writing and intensity scaling live beside this file and are
 from __future__ import annotations
 
 import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,24 @@ from torch import Tensor
 
 from neuralreg.errors import InputError
 from neuralreg.intensity import scale_intensity
-from neuralreg.writing import atomic_path, brief, check_writable, write_image
+from neuralreg.reading import (
+    by,
+    check_affine,
+    from_nibabel,
+    from_sitk,
+    kind_of,
+    lps_flip,
+    open_nibabel,
+    planar_affine,
+    scalar_shape,
+)
+from neuralreg.writing import atomic_path, check_writable, write_image
 
-__all__ = ["Geometry", "Image", "atomic_path", "check_affine", "check_pair", "check_registrable",
-           "check_same_grid", "check_writable", "lps_flip", "read_image", "read_labels", "read_mask",
-           "scale_intensity", "write_image"]
-
-
-def lps_flip(ndim: int) -> np.ndarray:
-    """The (ndim+1, ndim+1) matrix that turns RAS points into LPS points and back: x and y change sign."""
-    return np.diag([-1.0, -1.0] + [1.0] * (ndim - 1))
+__all__ = [
+    "Geometry", "Image", "atomic_path", "check_affine", "check_pair", "check_registrable", "check_same_grid",
+    "check_writable", "lps_flip", "read_geometry", "read_image", "read_labels", "read_mask", "read_stored",
+    "scale_intensity", "write_image",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,10 @@ class Geometry:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         object.__setattr__(self, "affine", np.array(self.affine, dtype=np.float64))
         if self.affine.shape != (self.ndim + 1, self.ndim + 1):
-            raise ValueError(f"a {self.ndim}-D grid needs an affine of {self.ndim + 1} x {self.ndim + 1}, "
-                             f"got {self.affine.shape}")
+            raise ValueError(
+                f"a {self.ndim}-D grid needs an affine of {self.ndim + 1} x {self.ndim + 1}, "
+                f"got {self.affine.shape}"
+            )
 
     @property
     def ndim(self) -> int:
@@ -147,8 +156,10 @@ def read_image(source: Any, *, role: str = "image", nan_to: float | None = None)
     if not bool(torch.isfinite(data.sum(dtype=torch.float64))):
         bad = ~torch.isfinite(data)
         if nan_to is None:
-            raise InputError(f"{name} holds {int(bad.sum())} voxels that are NaN or infinite; repair it, or "
-                             f"replace them by --nan-to VALUE (nan_to=VALUE in Python)")
+            raise InputError(
+                f"{name} holds {int(bad.sum())} voxels that are NaN or infinite; repair it, or "
+                f"replace them by --nan-to VALUE (nan_to=VALUE in Python)"
+            )
         data[bad] = float(nan_to)
     return Image(data, affine)
 
@@ -165,15 +176,53 @@ def read_labels(source: Any, *, role: str = "label map") -> Image:
     return Image(torch.from_numpy(np.array(values, dtype=np.int32, order="C")), affine)
 
 
-def read_mask(source: Any, *, role: str = "mask", like: Geometry | None = None) -> Image:
-    """Read a mask as bool, nonzero = inside. With ``like`` the mask must lie on that grid.
+def read_stored(source: Any, *, role: str = "image", nan_to: float | None = None) -> tuple[Image, np.dtype]:
+    """Read an image or a label map, whichever it is, and the numpy type of its stored values.
+
+    Integers that the header does not scale come as int32 by `read_labels`, all else as float32 by
+    `read_image`.
+    The type is one that `write_image` takes: 64-bit integers are named int32.
+    """
+    dtype = _stored_type(source, role)
+    if dtype.kind not in "biu":
+        return read_image(source, role=role, nan_to=nan_to), np.dtype(np.float32)
+    narrow = {"bool": np.uint8, "int64": np.int32, "uint64": np.int32}.get(dtype.name)
+    return read_labels(source, role=role), np.dtype(narrow or dtype)
+
+
+def _stored_type(source: Any, role: str) -> np.dtype:
+    if not isinstance(source, str | os.PathLike):
+        return _load(source, role, as_float=False)[0].dtype
+    image = open_nibabel(Path(source), f"{role} {os.fspath(source)}")
+    proxy = image.dataobj
+    scaled = (getattr(proxy, "slope", 1), getattr(proxy, "inter", 0)) != (1, 0)
+    return np.dtype(np.float32) if scaled else np.dtype(image.get_data_dtype())
+
+
+def read_geometry(source: Any, *, role: str = "reference image") -> Geometry:
+    """The grid of an image without its voxels where the source is a file; errors as for `read_image`."""
+    if not isinstance(source, str | os.PathLike):
+        values, affine, _ = _load(source, role, as_float=False)
+        return Geometry(values.shape, affine)
+    name = f"{role} {os.fspath(source)}"
+    image = open_nibabel(Path(source), name)
+    shape, affine = scalar_shape(image, name), np.asarray(image.affine, dtype=np.float64)
+    affine = affine if len(shape) == 3 else planar_affine(affine)
+    check_affine(affine, name)
+    return Geometry(shape, affine)
+
+
+def read_mask(
+    source: Any, *, role: str = "mask", like: Geometry | None = None, like_name: str = "its image"
+) -> Image:
+    """Read a mask as bool, nonzero = inside. With ``like`` it must lie on that grid, ``like_name``'s.
 
     Sources and errors as for `read_image`, and InputError for another grid or an empty mask.
     """
     values, affine, name = _load(source, role, as_float=False)
     mask = Image(torch.from_numpy(np.ascontiguousarray(values != 0)), affine)
     if like is not None:
-        check_same_grid(mask.geometry, like, role=name, like="the image that it masks")
+        check_same_grid(mask.geometry, like, role=name, like=like_name)
     if not bool(mask.data.any()):
         raise InputError(f"{name} is empty: it leaves no voxel to register")
     return mask
@@ -193,172 +242,48 @@ def _load(source: Any, role: str, as_float: bool) -> tuple[np.ndarray, np.ndarra
         affine = np.eye(values.ndim + 1)
     elif isinstance(source, str | os.PathLike):
         name = f"{role} {os.fspath(source)}"
-        values, affine = _load_nibabel(open_nibabel(Path(source), name), name, as_float)
+        values, affine = from_nibabel(open_nibabel(Path(source), name), name, as_float)
     elif isinstance(source, nibabel.spatialimages.SpatialImage):
-        values, affine = _load_nibabel(source, name, as_float)
+        values, affine = from_nibabel(source, name, as_float)
     elif hasattr(source, "GetDirection") and hasattr(source, "GetSpacing"):
-        values, affine = _load_sitk(source, name)
+        values, affine = from_sitk(source, name)
     else:
-        raise InputError(f"{role}: cannot read an image from a {type(source).__name__}; give a path, a "
-                         f"nibabel or SimpleITK image, or a tensor")
+        raise InputError(
+            f"{role}: cannot read an image from a {type(source).__name__}; give a path, a "
+            f"nibabel or SimpleITK image, or a tensor"
+        )
     if values.dtype.kind not in "biuf":
-        raise InputError(f"{name} holds {_kind(values.dtype)} voxels; give a scalar image")
+        raise InputError(f"{name} holds {kind_of(values.dtype)} voxels; give a scalar image")
     if values.ndim not in (2, 3):
-        raise InputError(f"{name} is {values.ndim}-D, shape {_by(values.shape)}; give one 2-D or 3-D volume")
+        raise InputError(f"{name} is {values.ndim}-D, shape {by(values.shape)}; give one 2-D or 3-D volume")
     if values.size == 0:
-        raise InputError(f"{name} has no voxels, shape {_by(values.shape)}")
+        raise InputError(f"{name} has no voxels, shape {by(values.shape)}")
     check_affine(affine, name)
     return values, np.asarray(affine, dtype=np.float64), name
 
 
-def open_nibabel(path: Path, name: str) -> Any:
-    """The nibabel image of a file, header read and voxels not yet; InputError naming ``name`` otherwise."""
-    import nibabel
-
-    if not path.exists():
-        raise InputError(f"{name} does not exist; check the path")
-    if path.is_dir():
-        raise InputError(f"{name} is a folder; give an image file such as .nii.gz")
-    try:
-        # nibabel repairs some headers and prints a line about it; what matters is checked here
-        with nibabel.imageglobals.LoggingOutputSuppressor():
-            image = nibabel.load(path)
-            raw = _raw_pixdim(image)
-    except (OSError, EOFError, zlib.error, ValueError, nibabel.filebasedimages.ImageFileError,
-            nibabel.spatialimages.HeaderDataError) as error:
-        raise InputError(_damaged(name, error)) from error
-    if raw is not None and (raw == 0).any():
-        raise InputError(_zero_spacing(name, raw))
-    return image
-
-
-def _raw_pixdim(image: Any) -> np.ndarray | None:
-    """The spacings of a NIfTI file as they are written: nibabel turns a zero into a one while loading."""
-    from nibabel.nifti1 import Nifti1Header
-    from nibabel.openers import Opener
-
-    if not isinstance(image.header, Nifti1Header):
-        return None
-    holder = image.file_map.get("header", image.file_map["image"])
-    with Opener(holder.filename) as file:
-        header = type(image.header).from_fileobj(file, check=False)
-    return np.asarray(header["pixdim"][1 : 1 + min(3, int(header["dim"][0]))])
-
-
-def _damaged(name: str, error: Exception) -> str:
-    if isinstance(error, PermissionError):
-        return f"{name} cannot be read: permission denied"
-    if isinstance(error, EOFError | zlib.error) or "Expected" in str(error) or "CRC" in str(error):
-        return f"{name} is damaged or cut short ({brief(error)}); copy or download it again"
-    return f"{name} is not an image, or is damaged ({brief(error)}); give a NIfTI file"
-
-
-def _load_nibabel(image: Any, name: str, as_float: bool) -> tuple[np.ndarray, np.ndarray]:
-    shape = tuple(image.shape)
-    kept = shape
-    while len(kept) > 3 and kept[-1] == 1:
-        kept = kept[:-1]
-    if len(kept) > 4 or (len(kept) == 4 and _is_vector(image.header)):
-        raise InputError(f"{name} is a vector image, shape {_by(shape)}; give a scalar image")
-    if len(kept) == 4:
-        raise InputError(f"{name} is 4-D, {kept[3]} volumes of {_by(kept[:3])}; split it and give one volume")
-    if len(kept) < 2:
-        raise InputError(f"{name} is {len(kept)}-D, shape {_by(shape)}; give a 2-D or 3-D image")
-    if image.get_data_dtype().kind not in "biuf":
-        raise InputError(f"{name} holds {_kind(image.get_data_dtype())} voxels; give a scalar image")
-    if image.affine is None:
-        raise InputError(f"{name} has no affine in its header; write one, or give the array itself")
-    values = voxels_of(image, name, as_float).reshape(kept)
-    affine = np.asarray(image.affine, dtype=np.float64)
-    return values, affine if len(kept) == 3 else _planar_affine(affine)
-
-
-def voxels_of(image: Any, name: str, as_float: bool = True) -> np.ndarray:
-    """The voxels of a nibabel image, float32 or in their own type; a truncated file shows itself here."""
-    try:
-        if as_float:  # get_fdata never holds a float64 volume this way
-            return np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
-        return np.asarray(image.dataobj)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise InputError(_damaged(name, error)) from error
-
-
-def _is_vector(header: Any) -> bool:
-    return hasattr(header, "get_intent") and int(header["intent_code"]) in (1004, 1005, 1006, 1007)
-
-
-def _planar_affine(affine: np.ndarray) -> np.ndarray:
-    """The 3 x 3 affine of a 2-D NIfTI: its x-y part, as ITK reads it.
-
-    A slice whose plane is not the world's x-y plane (ITK refuses those) keeps its spacing alone, origin 0.
-    """
-    spacing = np.linalg.norm(affine[:3, :2], axis=0)
-    in_plane = np.linalg.norm(affine[:2, :2], axis=0)
-    if np.any(np.abs(in_plane - spacing) > 1e-3 * spacing):
-        return np.diag([*spacing, 1.0])
-    planar = np.eye(3)
-    planar[:2, :2] = affine[:2, :2]
-    planar[:2, 2] = affine[:2, 3]
-    return planar
-
-
-def _load_sitk(image: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
-    import SimpleITK
-
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise InputError(f"{name} is a vector image, {image.GetNumberOfComponentsPerPixel()} components; "
-                         f"give a scalar image")
-    d = image.GetDimension()
-    affine = np.eye(d + 1)
-    affine[:d, :d] = np.reshape(image.GetDirection(), (d, d)) * np.array(image.GetSpacing())
-    affine[:d, d] = image.GetOrigin()
-    values = SimpleITK.GetArrayFromImage(image).T  # numpy gets z, y, x
-    return values, lps_flip(d) @ affine if d in (2, 3) else affine
-
-
-def _kind(dtype: np.dtype) -> str:
-    return {"c": "complex", "V": "RGB or vector", "b": "boolean"}.get(dtype.kind, str(dtype))
-
-
-def _zero_spacing(name: str, spacing: np.ndarray) -> str:
-    axis = int(np.flatnonzero(spacing == 0)[0])
-    return f"{name} has a voxel spacing of zero along axis {axis} in its header; repair the header"
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(n) for n in shape)
-
-
 # --------------------------------------------------------------------------------------------------- checking
-
-
-def check_affine(affine: np.ndarray, name: str) -> None:
-    """InputError where ``affine`` (ndim+1, ndim+1) is not finite, has a zero spacing, or is singular."""
-    linear = np.asarray(affine, dtype=np.float64)[:-1, :-1]
-    if not np.isfinite(affine).all():
-        raise InputError(f"{name} has NaN or infinite entries in the affine of its header; repair the header")
-    spacing = np.linalg.norm(linear, axis=0)
-    if (spacing == 0).any():
-        raise InputError(_zero_spacing(name, spacing))
-    if abs(np.linalg.det(linear / spacing)) < 1e-6:
-        raise InputError(f"{name} has a singular affine in its header: its axes do not span the space; "
-                         f"repair the header")
 
 
 def check_same_grid(a: Geometry, b: Geometry, *, role: str, like: str) -> None:
     """InputError where ``a`` (named ``role``) does not lie on the grid of ``b`` (named ``like``)."""
     if a.same_grid(b):
         return
-    what = (f"shape {_by(a.shape)} against {_by(b.shape)}" if a.shape != b.shape
-            else "same shape, other origin, spacing or orientation")
+    what = (
+        f"shape {by(a.shape)} against {by(b.shape)}"
+        if a.shape != b.shape
+        else "same shape, other origin, spacing or orientation"
+    )
     raise InputError(f"{role} lies on another grid than {like} ({what}); resample it onto that grid first")
 
 
 def check_pair(fixed: Geometry, moving: Geometry) -> None:
     """InputError where one image is 2-D and the other 3-D."""
     if fixed.ndim != moving.ndim:
-        raise InputError(f"the fixed image is {fixed.ndim}-D and the moving image {moving.ndim}-D; give two "
-                         f"images of the same dimension")
+        raise InputError(
+            f"the fixed image is {fixed.ndim}-D and the moving image {moving.ndim}-D; give two "
+            f"images of the same dimension"
+        )
 
 
 def check_registrable(image: Image, role: str = "image") -> None:

@@ -14,9 +14,13 @@ if TYPE_CHECKING:
     from neuralreg.images import Image
 
 
-def scale_intensity(image: Image | Tensor, *, window: tuple[float, float] | None = None,
-                    quantiles: tuple[float, float] = (0.0, 0.999),
-                    mask: Image | Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
+def scale_intensity(
+    image: Image | Tensor,
+    *,
+    window: tuple[float, float] | None = None,
+    quantiles: tuple[float, float] = (0.0, 0.999),
+    mask: Image | Tensor | None = None,
+) -> tuple[Tensor, dict[str, Any]]:
     """Map intensities linearly to [0, 1] and clip: y = clip((x - low) / (high - low), 0, 1).
 
     ``window`` = (low, high) in the image's own units (a CT window in HU); without it low and high are the
@@ -35,16 +39,18 @@ def scale_intensity(image: Image | Tensor, *, window: tuple[float, float] | None
         applied = {"method": "window"}
     else:
         if not 0 <= quantiles[0] < quantiles[1] <= 1:
-            raise InputError(f"quantiles {quantiles[0]:g},{quantiles[1]:g}: give two numbers from 0 to 1, "
-                             f"the lower first")
+            raise InputError(
+                f"quantiles {quantiles[0]:g},{quantiles[1]:g}: give two numbers from 0 to 1, the lower first"
+            )
         low, high, method = _range(data, quantiles, mask)
         applied = {"method": method, "quantiles": [float(q) for q in quantiles], "masked": mask is not None}
     scaled = data.to(torch.float32, copy=True).sub_(low).div_(high - low).clamp_(0, 1)
     return scaled, {**applied, "low": low, "high": high}
 
 
-def _range(values: Tensor, quantiles: tuple[float, float],
-           mask: Image | Tensor | None) -> tuple[float, float, str]:
+def _range(
+    values: Tensor, quantiles: tuple[float, float], mask: Image | Tensor | None
+) -> tuple[float, float, str]:
     if mask is not None:
         values = values[mask.data != 0]
         if values.numel() == 0:

@@ -97,8 +97,9 @@ def _boxes(ranks: Tensor, count: int) -> Tensor:
     """(count, ndim, 2): first and last index of every rank along every axis."""
     boxes = torch.zeros(count, ranks.ndim, 2, dtype=torch.long)
     for axis, size in enumerate(ranks.shape):
-        seen = torch.stack([torch.bincount(ranks.select(axis, i).flatten(), minlength=count) > 0
-                            for i in range(size)], dim=1).to("cpu", torch.uint8)
+        seen = torch.stack(
+            [torch.bincount(ranks.select(axis, i).flatten(), minlength=count) > 0 for i in range(size)], dim=1
+        ).to("cpu", torch.uint8)
         boxes[:, axis, 0] = seen.argmax(1)
         boxes[:, axis, 1] = size - 1 - seen.flip(1).argmax(1)
     return boxes

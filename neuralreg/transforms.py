@@ -22,9 +22,10 @@ from torch import Tensor
 
 from neuralreg.affines import center_alignment, invert_affine, read_affine
 from neuralreg.errors import InputError
-from neuralreg.images import Geometry, Image, check_affine, lps_flip, open_nibabel, voxels_of
+from neuralreg.images import Geometry, Image
+from neuralreg.reading import check_affine, lps_flip, open_nibabel, voxels_of
 from neuralreg.resampling import resampler, sample_points
-from neuralreg.writing import check_writable, save_nifti
+from neuralreg.writing import IMAGE_SUFFIXES, check_writable, save_nifti, suffix_of
 
 __all__ = ["Transform", "center_alignment", "inverse_consistency", "load_transform", "read_affine"]
 
@@ -53,14 +54,25 @@ class Transform:
     def __post_init__(self) -> None:
         d = self.fixed.ndim
         if tuple(self.displacement.shape) != (d, *self.fixed.shape):
-            raise ValueError(f"displacement {tuple(self.displacement.shape)} does not fit a fixed grid of "
-                             f"{self.fixed.shape}: it must be ({d}, *grid)")
+            raise ValueError(
+                f"displacement {tuple(self.displacement.shape)} does not fit a fixed grid of "
+                f"{self.fixed.shape}: it must be ({d}, *grid)"
+            )
         initial = np.eye(d + 1) if self.initial is None else np.array(self.initial, dtype=np.float64)
         if initial.shape != (d + 1, d + 1):
-            raise ValueError(f"a {d}-D transform needs an initial affine of {d + 1} x {d + 1}, "
-                             f"got {initial.shape}")
+            raise ValueError(
+                f"a {d}-D transform needs an initial affine of {d + 1} x {d + 1}, got {initial.shape}"
+            )
         object.__setattr__(self, "initial", initial)
         object.__setattr__(self, "displacement", self.displacement.detach().to(torch.float32))
+
+    @classmethod
+    def from_affine(cls, matrix: np.ndarray) -> Transform:
+        """The transform of an affine (ndim+1, ndim+1) alone, RAS mm, for points within 4 m of the origin."""
+        d = len(matrix) - 1
+        affine = np.diag([4000.0] * d + [1.0])
+        affine[:d, d] = -2000.0
+        return cls(torch.zeros(d, *[2] * d), Geometry((2,) * d, affine), None, matrix)
 
     @property
     def ndim(self) -> int:
@@ -83,8 +95,9 @@ class Transform:
         flip = np.diag(lps_flip(self.ndim))[:-1, None]
         offset, mix = (torch.from_numpy(flip * m) for m in self._physical_parts())
         for part in _slabs(self.fixed.shape):
-            out[:, part] = _lattice(offset, self.fixed.shape, part, out.device) \
-                + _mix(mix, self.displacement[:, part])
+            out[:, part] = _lattice(offset, self.fixed.shape, part, out.device) + _mix(
+                mix, self.displacement[:, part]
+            )
         return out
 
     def _physical_parts(self) -> tuple[np.ndarray, np.ndarray]:
@@ -118,8 +131,9 @@ class Transform:
         moved = self._displacement_at(voxels.to(self.displacement.device))
         return points + moved.cpu().numpy().T * sign
 
-    def warp(self, image: Image, reference: Geometry | None = None, interpolation: str = "linear",
-             fill: float = 0) -> Image:
+    def warp(
+        self, image: Image, reference: Geometry | None = None, interpolation: str = "linear", fill: float = 0
+    ) -> Image:
         """The moving ``image`` resampled on ``reference`` (default: the fixed grid), as ITK resamples.
 
         interpolation: "linear" (float32 result), "nearest", or "label": each output voxel takes the label
@@ -131,8 +145,10 @@ class Transform:
         reference = reference or self.fixed
         moving = image.geometry
         if {reference.ndim, moving.ndim} != {self.ndim}:
-            raise InputError(f"the transform is {self.ndim}-D, the moving image {moving.ndim}-D and the "
-                             f"reference {reference.ndim}-D; give images of the transform's dimension")
+            raise InputError(
+                f"the transform is {self.ndim}-D, the moving image {moving.ndim}-D and the "
+                f"reference {reference.ndim}-D; give images of the transform's dimension"
+            )
         device = self.displacement.device
         read, dtype = resampler(image.data.to(device), interpolation)
         out = torch.empty(reference.shape, dtype=dtype)
@@ -149,8 +165,9 @@ class Transform:
         device = self.displacement.device
         if reference is self.fixed or reference.same_grid(self.fixed, tolerance=1e-4):
             affine = torch.from_numpy(self.voxel_affine(moving))
-            return _lattice(affine, reference.shape, part, device) \
-                + _mix(affine[:, :-1], self.displacement[:, part])
+            return _lattice(affine, reference.shape, part, device) + _mix(
+                affine[:, :-1], self.displacement[:, part]
+            )
         to_moving = torch.from_numpy(np.linalg.inv(moving.affine))[:-1]
         to_fixed = torch.from_numpy(np.linalg.inv(self.fixed.affine) @ reference.affine)[:-1]
         moved = self._displacement_at(_lattice(to_fixed, reference.shape, part, device))
@@ -167,9 +184,10 @@ class Transform:
             out[:, part] = _mix(mix, sample_points(self.displacement, points))
         return Transform(out, grid, self.moving, self.initial)
 
-    def inverse(self, moving: Geometry | None = None, iterations: int = 50,
-                tolerance: float = 0.02) -> Transform:
-        """The map moving -> fixed on the moving grid: the fixed point d <- -A u(A^-1 (j + d)), in moving voxels.
+    def inverse(
+        self, moving: Geometry | None = None, iterations: int = 50, tolerance: float = 0.02
+    ) -> Transform:
+        """The map moving -> fixed on the moving grid: fixed point d <- -A u(A^-1 (j + d)), in moving voxels.
 
         A grid of half the resolution is inverted first and gives the start. A voxel is done when its update
         is below ``tolerance`` voxels; where updates grow the step is halved, which inverts strong but still
@@ -193,8 +211,9 @@ class Transform:
             self._fixed_point(start.flatten(1), d, linear, back[:, :-1], iterations, tolerance)
         return Transform(out, moving, self.fixed, invert_affine(self.initial))
 
-    def _fixed_point(self, start: Tensor, result: Tensor, linear: Tensor, back: Tensor, iterations: int,
-                     tolerance: float) -> None:
+    def _fixed_point(
+        self, start: Tensor, result: Tensor, linear: Tensor, back: Tensor, iterations: int, tolerance: float
+    ) -> None:
         """Bring ``result`` (ndim, *slab), a guess of d, to the fixed point; ``start`` (ndim, n) is A^-1 j."""
         d = result.reshape(self.ndim, -1)
         solved = d.clone()
@@ -234,17 +253,22 @@ class Transform:
 def load_transform(path: str | os.PathLike[str]) -> Transform:
     """Read an ITK displacement field in NIfTI: 5-D with intent 1007 (LPS) or 1006 (RAS vectors), millimetres.
 
-    The result's ``initial`` is the identity: whatever affine there was is in the displacement.
+    The result's ``initial`` is the identity: whatever affine there was is in the displacement. A file with
+    another suffix is read as an affine (`read_affine`), which becomes a transform without displacement.
     """
     name = f"transform {os.fspath(path)}"
+    if suffix_of(path) not in IMAGE_SUFFIXES:
+        return Transform.from_affine(read_affine(path, "transform"))
     image = open_nibabel(Path(path), name)
     shape = tuple(image.shape)
     intent = int(image.header["intent_code"]) if hasattr(image.header, "get_intent") else 0
     ndim = shape[-1] if len(shape) == 5 else 0
     if ndim not in (2, 3) or shape[3] != 1 or (ndim == 2 and shape[2] != 1) or intent not in (1006, 1007):
-        raise InputError(f"{name} is not a displacement field: shape {' x '.join(map(str, shape))}, intent "
-                         f"{intent}; give a 5-D NIfTI with vector intent (1007) as `neuralreg register "
-                         f"--transform-out` and ITK write")
+        raise InputError(
+            f"{name} is not a displacement field: shape {' x '.join(map(str, shape))}, intent "
+            f"{intent}; give a 5-D NIfTI with vector intent (1007) as `neuralreg register "
+            f"--transform-out` and ITK write"
+        )
     values = voxels_of(image, name).reshape(*shape[:ndim], ndim)
     affine = np.asarray(image.affine, dtype=np.float64)
     if ndim == 2:
@@ -262,8 +286,9 @@ def load_transform(path: str | os.PathLike[str]) -> Transform:
     return Transform(field, Geometry(tuple(field.shape[1:]), affine))
 
 
-def inverse_consistency(forward: Transform, inverse: Transform,
-                        mask: Tensor | None = None) -> dict[str, float]:
+def inverse_consistency(
+    forward: Transform, inverse: Transform, mask: Tensor | None = None
+) -> dict[str, float]:
     """|inverse(forward(x)) - x| in millimetres over the fixed voxels x whose image lies inside the moving
     grid.
 
@@ -293,8 +318,12 @@ def inverse_consistency(forward: Transform, inverse: Transform,
     error = torch.cat(errors).numpy()
     if not error.size:
         return {**dict.fromkeys(("mean_mm", "p95_mm", "max_mm"), float("nan")), "inside_fraction": 0.0}
-    return {"mean_mm": float(error.mean(dtype=np.float64)), "p95_mm": float(np.percentile(error, 95)),
-            "max_mm": float(error.max()), "inside_fraction": error.size / asked}
+    return {
+        "mean_mm": float(error.mean(dtype=np.float64)),
+        "p95_mm": float(np.percentile(error, 95)),
+        "max_mm": float(error.max()),
+        "inside_fraction": error.size / asked,
+    }
 
 
 def _slabs(shape: tuple[int, ...]) -> Iterator[slice]:

@@ -17,7 +17,6 @@ from neuralreg.errors import InputError
 IMAGE_SUFFIXES = (".nii", ".nii.gz")
 
 
-
 def brief(error: BaseException) -> str:
     """An exception's text on one line, cut to a readable length."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -30,8 +29,9 @@ def suffix_of(path: str | os.PathLike[str]) -> str:
     return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
 
 
-def check_writable(path: str | os.PathLike[str], *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES,
-                   role: str = "output") -> Path:
+def check_writable(
+    path: str | os.PathLike[str], *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, role: str = "output"
+) -> Path:
     """InputError now, before any work, where ``path`` could not be written; returns it as a Path.
 
     The folder must exist and be writable, the path not be a folder, the suffix one of ``suffixes``.
@@ -68,8 +68,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_image(path: str | os.PathLike[str], data: Tensor | np.ndarray, affine: np.ndarray, *,
-                dtype: Any = None) -> None:
+def write_image(
+    path: str | os.PathLike[str], data: Tensor | np.ndarray, affine: np.ndarray, *, dtype: Any = None
+) -> None:
     """Write ``data`` (*sp) with its RAS ``affine`` as .nii or .nii.gz, whole or not at all.
 
     ``dtype`` (numpy) defaults to that of the data; bool becomes uint8, 64-bit integers int32, half types
@@ -90,8 +91,9 @@ def _storable(data: Tensor | np.ndarray) -> np.ndarray:
     return data if small is None else data.astype(small)
 
 
-def save_nifti(path: str | os.PathLike[str], values: np.ndarray, affine: np.ndarray, *,
-               intent: int | None = None) -> None:
+def save_nifti(
+    path: str | os.PathLike[str], values: np.ndarray, affine: np.ndarray, *, intent: int | None = None
+) -> None:
     """Write an array as it is, atomically; ``affine`` (3 x 3 or 4 x 4, RAS) becomes sform and qform."""
     import nibabel
 

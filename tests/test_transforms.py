@@ -148,8 +148,9 @@ def test_saved_and_loaded(name, tmp_path):
     again = load_transform(tmp_path / "t.nii.gz")
     assert again.fixed.same_grid(fixed)
     torch.testing.assert_close(again.to_physical(), transform.to_physical(), atol=1e-3, rtol=0)
-    torch.testing.assert_close(again.warp(image_on(moving)).data, transform.warp(image_on(moving)).data,
-                               atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        again.warp(image_on(moving)).data, transform.warp(image_on(moving)).data, atol=1e-3, rtol=0
+    )
 
 
 def test_ras_vectors_are_read(tmp_path):
@@ -166,8 +167,11 @@ def test_ras_vectors_are_read(tmp_path):
     again = load_transform(tmp_path / "ras.nii.gz")
     torch.testing.assert_close(again.to_physical(), transform.to_physical(), atol=1e-3, rtol=0)
     point = np.array(CENTRE) * FLIP
-    np.testing.assert_allclose(itk_transform(tmp_path / "ras.nii.gz").TransformPoint(point),
-                               again.transform_points([point])[0], atol=1e-3)
+    np.testing.assert_allclose(
+        itk_transform(tmp_path / "ras.nii.gz").TransformPoint(point),
+        again.transform_points([point])[0],
+        atol=1e-3,
+    )
 
 
 def test_sheared_header(tmp_path):
@@ -213,8 +217,12 @@ def test_labels_vote_and_keep_their_type():
     transform = Transform(smooth_displacement(fixed.shape), fixed, moving, initial_affine())
     labels = label_map(moving)
     voted = transform.warp(labels, interpolation="label")
-    scores = torch.stack([transform.warp(Image((labels.data == k).float(), moving.affine)).data
-                          for k in (0, 1000, 2000, 3000, 4000)])
+    scores = torch.stack(
+        [
+            transform.warp(Image((labels.data == k).float(), moving.affine)).data
+            for k in (0, 1000, 2000, 3000, 4000)
+        ]
+    )
     best, expected = scores.max(0)
     sure = (best > 0) & (best - scores.topk(2, 0).values[1] > 1e-4)
     assert voted.data.dtype == torch.int32
