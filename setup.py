@@ -34,7 +34,7 @@ PACKAGE = "neuralreg.kernels.backends"
 NOTE = "_build_note.txt"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
-ISA_FLAGS = {"base": []}
+ISA_FLAGS: dict[str, list[str]] = {"base": []}
 if X86:
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]
     ISA_FLAGS["avx512"] = [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")]
