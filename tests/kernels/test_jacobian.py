@@ -91,8 +91,7 @@ def test_determinant_of_a_linear_map(on: On, scheme: str) -> None:
 
 @pytest.mark.parametrize("on", LOSS)
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("penalty", ["relu", "unit"])
-@pytest.mark.parametrize("threshold", [0.0, 0.3])
+@pytest.mark.parametrize(("penalty", "threshold"), [("relu", 0.0), ("relu", 0.3), ("unit", 0.0)])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_loss(on: On, scheme: str, penalty: str, threshold: float, sizes: list[int]) -> None:
     u = 3 * displacement(sizes)
@@ -134,11 +133,12 @@ def test_determinant_gradcheck(on: On, scheme: str, sizes: list[int]) -> None:
 
 @pytest.mark.parametrize("on", LOSS)
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("penalty", ["relu", "unit"])
+@pytest.mark.parametrize(("penalty", "threshold"), [("relu", 0.8), ("unit", 0.0)])
 @pytest.mark.parametrize("sizes", [[4, 3, 5], [5, 4], [1, 3, 4]], ids=str)
-def test_loss_gradcheck(on: On, scheme: str, penalty: str, sizes: list[int]) -> None:
+def test_loss_gradcheck(on: On, scheme: str, penalty: str, threshold: float, sizes: list[int]) -> None:
     u, spacing = leaf(displacement(sizes)), SPACINGS[len(sizes)]
-    assert torch.autograd.gradcheck(lambda v: on(jacobian_loss, v, spacing, scheme, penalty, 0.8), (u,))
+    options = (spacing, scheme, penalty, threshold)
+    assert torch.autograd.gradcheck(lambda v: on(jacobian_loss, v, *options), (u,))
 
 
 @pytest.mark.parametrize("on", DIFFUSION)
@@ -260,6 +260,7 @@ def wrong_cases() -> dict[str, tuple[Any, tuple[Any, ...], str]]:
         "scheme": (jacobian_determinant, (u, None, "upwind"), "scheme.*upwind"),
         "integers": (jacobian_determinant, (u.int(),), "float"),
         "loss penalty": (jacobian_loss, (u, None, "forward", "square"), "penalty.*square"),
+        "threshold of a penalty without one": (jacobian_loss, (u, None, "forward", "unit", 0.3), "threshold"),
         "loss scheme": (jacobian_loss, (u, None, "upwind"), "scheme.*upwind"),
         "diffusion spacing": (diffusion_loss, (u, (1.0,)), "spacing"),
         "diffusion of a vector": (diffusion_loss, (u[0, 0, 0],), "displacement"),
