@@ -79,8 +79,8 @@ def regularity(displacement: Tensor, mask: Tensor | None = None, scheme: str = "
     """Folds and smoothness of a displacement (ndim, *sp) in voxels, everywhere or in ``mask`` (*sp).
 
     Returns folds_percent, the percentage of voxels with det <= 0; sdlogj, the standard deviation of log det
-    over the voxels with det > 0; min_determinant. nan where no voxel counts. Central differences miss folds that
-    alternate from voxel to voxel; "forward" or "backward" as ``scheme`` see those. Works slab by slab.
+    over the voxels with det > 0; min_determinant. nan where no voxel counts. Central differences miss folds
+    that alternate from voxel to voxel; "forward" or "backward" as ``scheme`` see those. Works slab by slab.
     """
     voxels = folds = 0
     total = squares = 0.0

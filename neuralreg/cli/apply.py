@@ -24,8 +24,8 @@ def command(
         str,
         typer.Option(
             metavar="linear|nearest|label",
-            help="linear for images; label for label maps: every voxel takes the label with the largest linearly "
-            "interpolated share; nearest copies values. The last two keep the data type.",
+            help="linear for images; label for label maps: each voxel takes the label with the largest "
+            "linearly interpolated share; nearest copies values. The last two keep the data type.",
         ),
     ] = "linear",
     fill: Annotated[float, typer.Option(help="The value outside the moving image, as -1024 in CT.")] = 0.0,
