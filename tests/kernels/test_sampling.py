@@ -319,10 +319,10 @@ def wrong_cases() -> dict[str, tuple[Any, tuple[Any, ...], str]]:
     two, three_u, three_grid = (torch.cat([t] * n) for t, n in ((image, 2), (u, 3), (grid, 3)))
     return {
         "channels of the displacement": (warp, (image, u[:, :2]), "displacement"),
-        "batches of the displacement": (
+        "batches": (
             warp,
             (two, three_u),
-            "batch",
+            "displacement",
         ),
         "2-D displacement": (warp, (image, u[..., 0]), "displacement"),
         "affine": (warp, (image, u, torch.rand(1, 3, 3)), "affine"),
@@ -333,7 +333,7 @@ def wrong_cases() -> dict[str, tuple[Any, tuple[Any, ...], str]]:
         "grid batches": (
             grid_sample,
             (two, three_grid),
-            "batch",
+            "grid must",
         ),
         "grid components": (grid_sample, (image, grid[..., :2]), "grid"),
         "grid axes": (grid_sample, (image, grid[0]), "grid"),
