@@ -231,11 +231,10 @@ def _show(result: dict[str, Any]) -> None:
     before, after = result.get("tre_before_mm"), result.get("tre_mm")
     if before:
         names = ("mean", "median", "sd", "max")
-        print_table(
-            f"Landmark distance (mm), {len(before['per_point'])} points",
-            [(name, cells(before, name, 3), cells(after, name, 3)) for name in names],
-            ("", "before", "after"),
-        )
+        rows = [(name, cells(before, name, 3), cells(after, name, 3)) for name in names]
+        count = str(len(before["per_point"]))
+        rows.append(("points", count, count if after else ""))
+        print_table("TRE (mm)", rows, ("", "before", "after"))
     if "folds_percent" in result:
         print_table(
             "Regularity",

@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+import torch
+
+from neuralreg.errors import InputError
+from neuralreg.images import Image
+from neuralreg.landmarks import read_landmarks
+from neuralreg.metrics import determinant, dice, folds_percent, mean_dice, regularity, sdlogj, tre
+from tests.geometry import smooth_displacement
+
+
+def test_dice_by_hand():
+    a = torch.tensor([0, 1, 1, 1, 2, 2, 5])
+    b = torch.tensor([0, 1, 1, 2, 2, 0, 0])
+    expected = {1: 2 * 2 / 5, 2: 2 * 1 / 4, 5: 0.0}
+    assert dice(a, b) == pytest.approx(expected)
+    assert dice(a.numpy(), b.numpy()) == pytest.approx(expected)
+    chosen = dice(a, b, labels=[2, 9])
+    assert list(chosen) == [2, 9]
+    assert np.isnan(chosen[9])
+    assert mean_dice(chosen) == 0.5
+    assert np.isnan(mean_dice({}))
+    big = {-3: 1.0, 2**30: 1.0}
+    far = torch.tensor([-3, 2**30, 0])
+    assert dice(far, far) == big
+    assert dice(Image(a.view(7, 1), np.eye(3)), Image(a.view(7, 1), np.eye(3))) == {1: 1, 2: 1, 5: 1}
+    with pytest.raises(InputError, match="one shape"):
+        dice(a, b[:3])
+    with pytest.raises(InputError, match="integer"):
+        dice(a.float(), b.float())
+
+
+def test_determinant_of_an_affine_map_is_exact():
+    matrix = torch.tensor([[0.1, 0.2, 0.0], [0.0, -0.3, 0.1], [0.05, 0.0, 0.2]])
+    index = torch.stack(torch.meshgrid(*[torch.arange(n).float() for n in (70, 6, 5)], indexing="ij"))
+    u = torch.einsum("ck,kxyz->cxyz", matrix, index)
+    expected = float(torch.det(torch.eye(3) + matrix))
+    torch.testing.assert_close(determinant(u), torch.full((70, 6, 5), expected), rtol=1e-4, atol=0)
+    found = regularity(u)
+    assert found["folds_percent"] == 0
+    assert found["sdlogj"] == pytest.approx(0, abs=1e-4)
+    assert found["min_determinant"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_slabs_join_without_a_seam():
+    from neuralreg import kernels
+
+    u = smooth_displacement((70, 8, 9), 3.0)
+    for scheme in ("forward", "backward", "central"):
+        whole = kernels.jacobian_determinant(u[None], scheme=scheme)[0]
+        torch.testing.assert_close(determinant(u, scheme), whole)
+
+
+def test_folds_and_sdlogj():
+    u = torch.zeros(3, 10, 4, 4)
+    u[0, 5:] = -3.0  # det is 1 + (u[i+1] - u[i-1]) / 2 = -0.5 at two planes
+    assert folds_percent(u) == pytest.approx(20)
+    assert folds_percent(u, scheme="forward") == pytest.approx(10)
+    assert regularity(u)["min_determinant"] == pytest.approx(-0.5)
+    mask = torch.zeros(10, 4, 4)
+    mask[:4] = 1
+    assert folds_percent(u, mask) == 0
+    assert sdlogj(u, mask) == 0
+    v = smooth_displacement((40, 12, 10), 1.0)
+    det = determinant(v).double()
+    good = det > 0
+    assert sdlogj(v) == pytest.approx(float(det[good].log().std(correction=0)), rel=1e-6)
+    inside = torch.rand(40, 12, 10) > 0.5
+    assert sdlogj(v, inside) == pytest.approx(float(det[good & inside].log().std(correction=0)), rel=1e-6)
+    assert all(np.isnan(x) for x in regularity(v, torch.zeros(40, 12, 10)).values())
+    flat = smooth_displacement((20, 24))
+    assert determinant(flat).shape == (20, 24)
+
+
+def test_tre():
+    a = np.zeros((3, 3))
+    b = np.array([[3.0, 4, 0], [0, 0, 1], [0, 0, 0]])
+    found = tre(a, b)
+    assert found["per_point"] == [5, 1, 0]
+    assert (found["mean"], found["median"], found["max"]) == (2, 1, 5)
+    assert found["sd"] == pytest.approx(np.std([5, 1, 0], ddof=1))
+    with pytest.raises(InputError, match="pairs"):
+        tre(a, b[:2])
+    with pytest.raises(InputError, match="no landmarks"):
+        tre(a[:0], b[:0])
+
+
+def test_landmarks(tmp_path):
+    path = tmp_path / "l.csv"
+    path.write_text(
+        "id,moving_x_ras,moving_y_ras,moving_z_ras,fixed_x_ras,fixed_y_ras,fixed_z_ras\n1,4,5,6,1,2,3\n\n"
+    )
+    fixed, moving = read_landmarks(path)
+    assert fixed.tolist() == [[-1, -2, 3]]
+    assert moving.tolist() == [[-4, -5, 6]]
+    with pytest.raises(InputError, match="header says RAS, the option says LPS"):
+        read_landmarks(path, "lps")
+    path.write_text("fixed_x,fixed_y,moving_x,moving_y\n1,2,3,4\n")
+    assert read_landmarks(path, "LPS")[1].tolist() == [[3, 4]]
+    with pytest.raises(InputError, match="--landmarks-space"):
+        read_landmarks(path)
+    for text, words in {
+        "": "must name the columns",
+        "a,b\n1,2\n": "must name the columns",
+        "fixed_x,fixed_y,moving_x,moving_y\n": "no points",
+        "fixed_x,fixed_y,moving_x,moving_y\n1,2,3\n": "does not hold 4 numbers",
+        "fixed_x,fixed_y,moving_x,moving_y\n1,2,3,x\n": "does not hold 4 numbers",
+        "fixed_x,fixed_y,moving_x,moving_y\n1,2,3,nan\n": "NaN",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(InputError, match=words):
+            read_landmarks(path, "RAS")
+    with pytest.raises(InputError, match="unknown space"):
+        read_landmarks(path, "xyz")
+    with pytest.raises(InputError, match="does not exist"):
+        read_landmarks(tmp_path / "missing.csv")
