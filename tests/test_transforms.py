@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,9 @@ import torch
 from neuralreg import transforms
 from neuralreg.affines import invert_affine
 from neuralreg.errors import InputError
-from neuralreg.images import Geometry, Image, lps_flip
+from neuralreg.images import Geometry, Image, lps_flip, read_image
+from neuralreg.landmarks import read_landmarks
+from neuralreg.metrics import tre
 from neuralreg.transforms import Transform, inverse_consistency, load_transform
 from tests.geometry import (
     CENTRE,
@@ -326,3 +330,41 @@ def test_errors(tmp_path):
     broken.save(tmp_path / "nan.nii")
     with pytest.raises(InputError, match="NaN"):
         load_transform(tmp_path / "nan.nii")
+
+
+def test_votes_among_many_labels():
+    # more labels than the screen by variance can tell apart in float32: every voxel votes
+    geometry = grid((8, 8, 8), (1, 1, 1))
+    labels = Image(torch.arange(512, dtype=torch.int32).view(8, 8, 8), geometry.affine)
+    transform = Transform(torch.full((3, 8, 8, 8), 0.3), geometry)
+    voted = transform.warp(labels, interpolation="label")
+    assert torch.equal(voted.data, labels.data)  # 0.7^3 is the largest of the eight weights
+    assert torch.equal(transform.warp(labels, interpolation="nearest").data, labels.data)
+
+
+def test_lung_pair_in_itk(data_folder, tmp_path):
+    # a real pair whose grids differ, its known start, and a smooth displacement on top
+    sitk = pytest.importorskip("SimpleITK")
+    folder = data_folder / "lung_ct_elastix"
+    shift = json.loads((folder / "prealign.json").read_text())["translation_fixed_to_moving_lps_mm"]
+    initial = np.eye(4)
+    initial[:3, 3] = np.array(shift) * FLIP
+    fixed = read_image(folder / "fixed_ct.nii.gz")
+    moving = read_image(folder / "moving_ct.nii.gz")
+    assert fixed.shape != moving.shape
+    start = Transform(torch.zeros(3, *fixed.shape), fixed.geometry, moving.geometry, initial)
+    landmarks = read_landmarks(folder / "landmarks.csv")
+    assert tre(start.transform_points(landmarks[0]), landmarks[1])["mean"] == pytest.approx(4.66, abs=0.01)
+
+    transform = Transform(smooth_displacement(fixed.shape, 2.0), fixed.geometry, moving.geometry, initial)
+    transform.save(tmp_path / "t.nii.gz")
+    itk = itk_transform(tmp_path / "t.nii.gz")
+    onto = sitk.ReadImage(str(folder / "fixed_ct.nii.gz"))
+    source = sitk.ReadImage(str(folder / "moving_ct.nii.gz"), sitk.sitkFloat32)
+    theirs = sitk.GetArrayFromImage(sitk.Resample(source, onto, itk, sitk.sitkLinear, 0.0)).T
+    difference = np.abs(theirs - transform.warp(moving).data.numpy())
+    assert difference.mean() < 1e-3 * float(moving.data.max() - moving.data.min())
+    points = np.array([itk.TransformPoint(p) for p in landmarks[0]])
+    np.testing.assert_allclose(points, transform.transform_points(landmarks[0]), atol=1e-3)
+    result = inverse_consistency(transform, transform.inverse())
+    assert result["mean_mm"] < 0.1
