@@ -1,7 +1,9 @@
 #include <type_traits>
+#include <utility>
 
 #include "bind/bind.h"
 #include "cpu/ops.h"
+#include "math/lncc.h"
 #include "math/penalty.h"
 #include "math/trilinear.h"
 
@@ -28,6 +30,25 @@ LatticeShape lattice_shape(int64_t batch, int64_t channels, std::vector<int64_t>
     return {batch, channels, std::move(size), std::move(spacing), static_cast<Scheme>(scheme)};
 }
 
+LnccShape lncc_shape(int64_t batch, int64_t channels, std::vector<int64_t> size, std::vector<int64_t> window,
+                     bool valid, int64_t mask_channels, bool squared, int eps_mode, double eps,
+                     double numerator_eps, double flat_tol, bool zero_rule) {
+    LnccShape shape;
+    shape.batch = batch;
+    shape.channels = channels;
+    shape.size = std::move(size);
+    shape.window = std::move(window);
+    shape.valid = valid;
+    shape.mask_channels = mask_channels;
+    shape.squared = squared;
+    shape.eps_mode = static_cast<EpsMode>(eps_mode);
+    shape.eps = eps;
+    shape.numerator_eps = numerator_eps;
+    shape.flat_tol = flat_tol;
+    shape.zero_rule = zero_rule;
+    return shape;
+}
+
 }  // namespace
 
 template <class T>
@@ -38,6 +59,7 @@ void bind_image(py::module_& m, const std::string& suffix) {
     if constexpr (std::is_same_v<T, float>) {  // the shapes serve both scalar types
         py::class_<SampleShape>(m, "SampleShape", py::module_local()).def(py::init(&sample_shape));
         py::class_<LatticeShape>(m, "LatticeShape", py::module_local()).def(py::init(&lattice_shape));
+        py::class_<LnccShape>(m, "LnccShape", py::module_local()).def(py::init(&lncc_shape));
     }
     def("sample_forward", [](const SampleShape& shape, Address image, Address coordinates, Address affine,
                              Address out, int threads) {
@@ -76,6 +98,20 @@ void bind_image(py::module_& m, const std::string& suffix) {
         [](const LatticeShape& shape, double scale, Address u, Address grad_u, int threads) {
             diffusion_loss_backward<T>(shape, scale, pointer<T>(u), pointer<T>(grad_u), threads);
         });
+    def("lncc_forward", [](const LnccShape& shape, Address fixed, Address warped, Address mask,
+                           Address values, const std::vector<Address>& adjoints, int threads) {
+        const LnccTotal total =
+            lncc_forward<T>(shape, pointer<T>(fixed), pointer<T>(warped), pointer<uint8_t>(mask),
+                            pointer<T>(values), pointers<T>(adjoints), threads);
+        return std::make_pair(total.sum, total.count);
+    });
+    def("lncc_backward", [](const LnccShape& shape, Address upstream, double scale, Address fixed,
+                            Address warped, Address mask, const std::vector<Address>& adjoints,
+                            Address grad_fixed, Address grad_warped, int threads) {
+        lncc_backward<T>(shape, pointer<T>(upstream), scale, pointer<T>(fixed), pointer<T>(warped),
+                         pointer<uint8_t>(mask), pointers<const T>(adjoints), pointer<T>(grad_fixed),
+                         pointer<T>(grad_warped), threads);
+    });
 }
 
 template void bind_image<float>(py::module_&, const std::string&);

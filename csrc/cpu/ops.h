@@ -3,6 +3,7 @@
 // "not wanted".
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -81,6 +82,42 @@ void sample_backward(const SampleShape& shape, const T* grad_out, const T* image
                      const T* affine, T* grad_image, T* grad_coordinates, T* grad_affine, int threads);
 
 // --- lncc.cpp
+
+enum class EpsMode;
+
+struct LnccShape {
+    int64_t batch = 0;
+    int64_t channels = 0;
+    std::vector<int64_t> size;    // 2 or 3 axes
+    std::vector<int64_t> window;  // one an axis
+    bool valid = false;           // only full windows; otherwise one window a voxel
+    int64_t mask_channels = 0;    // 0: no mask, 1 or channels: mask (batch, mask_channels, *size), 0 = out
+    bool squared = true;
+    EpsMode eps_mode{};
+    double eps = 0, numerator_eps = 0, flat_tol = 0;
+    bool zero_rule = false;
+
+    // Windows along axis k.
+    int64_t windows(std::size_t k) const { return valid ? size[k] - window[k] + 1 : size[k]; }
+};
+
+struct LnccTotal {
+    double sum = 0;     // of the windows' values
+    int64_t count = 0;  // of the windows that take part in the mean
+};
+
+// values: the map (batch, channels, *windows), or null. adjoints: maps of the derivatives with respect to the
+// window sums of warped, of warped^2, of the product, and, when there are five, of fixed and of fixed^2;
+// empty for none.
+template <class T>
+LnccTotal lncc_forward(const LnccShape& shape, const T* fixed, const T* warped, const uint8_t* mask,
+                       T* values, const std::vector<T*>& adjoints, int threads);
+// upstream: gradient of the map, or null for ones; all is multiplied by scale. adjoints as above, or empty:
+// then the statistics are computed again, slab by slab. grad_fixed may be null.
+template <class T>
+void lncc_backward(const LnccShape& shape, const T* upstream, double scale, const T* fixed, const T* warped,
+                   const uint8_t* mask, const std::vector<const T*>& adjoints, T* grad_fixed, T* grad_warped,
+                   int threads);
 // --------------------------------------------------------------------------------------------------
 
 // --- jacobian.cpp

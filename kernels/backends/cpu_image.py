@@ -11,6 +11,7 @@ from .cpu import address, function, threads
 _PADDING = {"zeros": 0, "border": 1, "reflection": 2}
 _SCHEME = {"forward": 0, "backward": 1, "central": 2}
 _PENALTY = {"relu": 0, "unit": 1}
+_EPS_MODE = {"product": 0, "clamp": 1, "each": 2}
 
 
 def _computing_type(*tensors: Tensor) -> torch.dtype:
@@ -204,6 +205,129 @@ def diffusion_loss_backward(grad: Tensor, displacement: Tensor, spacing: list[fl
     return grad_u.to(displacement.dtype)
 
 
+def _lncc_shape(
+    fixed: Tensor,
+    mask: Tensor | None,
+    window: list[int],
+    padding: str,
+    squared: bool,
+    eps: float,
+    eps_mode: str,
+    numerator_eps: float,
+    flat_tol: float,
+    zero_rule: bool,
+) -> object:
+    return native.load_cpu().LnccShape(
+        fixed.shape[0],
+        fixed.shape[1],
+        list(fixed.shape[2:]),
+        window,
+        padding == "valid",
+        0 if mask is None else mask.shape[1],
+        squared,
+        _EPS_MODE[eps_mode],
+        eps,
+        numerator_eps,
+        flat_tol,
+        zero_rule,
+    )
+
+
+def lncc_forward(
+    fixed: Tensor,
+    warped: Tensor,
+    mask: Tensor | None,
+    window: list[int],
+    padding: str,
+    squared: bool,
+    eps: float,
+    eps_mode: str,
+    numerator_eps: float,
+    flat_tol: float,
+    zero_rule: bool,
+    mean: bool,
+    save_fixed: bool,
+    save_warped: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As declared in csrc/cpu/ops.h; to save for the fixed image alone, the images trade places."""
+    dtype = _computing_type(fixed)
+    f, w = fixed.to(dtype).contiguous(), warped.to(dtype).contiguous()
+    mask = None if mask is None else mask.contiguous()
+    shape = _lncc_shape(f, mask, window, padding, squared, eps, eps_mode, numerator_eps, flat_tol, zero_rule)
+    sizes = zip(f.shape[2:], window, strict=True)
+    out = [*f.shape[:2], *(n - k + 1 if padding == "valid" else n for n, k in sizes)]
+    values = None if mean else f.new_empty(out)
+    maps = 5 if save_fixed and save_warped else 3 if save_fixed or save_warped else 0
+    adjoints = f.new_empty([maps, *out])
+    if save_fixed and not save_warped:
+        f, w = w, f  # the measure is symmetric
+    total, count = function("lncc_forward", dtype)(
+        shape,
+        address(f),
+        address(w),
+        address(mask),
+        address(values),
+        [address(a) for a in adjoints],
+        threads(),
+    )
+    counted = torch.tensor(count, dtype=torch.float64)
+    if values is None:
+        return f.new_tensor(total / max(count, 1)), adjoints, counted
+    return values.to(fixed.dtype), adjoints, counted
+
+
+def lncc_backward(
+    grad: Tensor,
+    fixed: Tensor,
+    warped: Tensor,
+    mask: Tensor | None,
+    adjoints: Tensor,
+    count: Tensor,
+    window: list[int],
+    padding: str,
+    squared: bool,
+    eps: float,
+    eps_mode: str,
+    numerator_eps: float,
+    flat_tol: float,
+    zero_rule: bool,
+    mean: bool,
+    saved_fixed: bool,
+    saved_warped: bool,
+    want_fixed: bool,
+    want_warped: bool,
+) -> tuple[Tensor, Tensor]:
+    dtype = _computing_type(fixed)
+    f, w = fixed.to(dtype).contiguous(), warped.to(dtype).contiguous()
+    mask = None if mask is None else mask.contiguous()
+    shape = _lncc_shape(f, mask, window, padding, squared, eps, eps_mode, numerator_eps, flat_tol, zero_rule)
+    upstream = None if mean else grad.to(dtype).contiguous()
+    scale = grad.item() / max(count.item(), 1) if mean else 1.0
+    grad_f = torch.empty_like(f) if want_fixed else None
+    grad_w = torch.empty_like(w) if want_warped else None
+    maps: list[Tensor] = []
+    if (saved_fixed or not want_fixed) and (saved_warped or not want_warped):
+        maps = list(adjoints)
+    first, second, to_first, to_second = f, w, grad_f, grad_w
+    if want_fixed and not want_warped:
+        first, second, to_first, to_second = w, f, grad_w, grad_f
+        if len(maps) == 5:
+            maps = [maps[3], maps[4], maps[2]]
+    function("lncc_backward", dtype)(
+        shape,
+        address(upstream),
+        scale,
+        address(first),
+        address(second),
+        address(mask),
+        [address(m) for m in maps],
+        address(to_first),
+        address(to_second),
+        threads(),
+    )
+    return _result(grad_f, fixed), _result(grad_w, warped)
+
+
 for _op in (
     grid_sample_forward,
     grid_sample_backward,
@@ -215,7 +339,9 @@ for _op in (
     jacobian_loss_backward,
     diffusion_loss_forward,
     diffusion_loss_backward,
+    lncc_forward,
+    lncc_backward,
 ):
     registry.register(_op.__name__, "cpu", _op)
-for _public in ("grid_sample", "warp", "jacobian_determinant", "jacobian_loss", "diffusion_loss"):
+for _public in ("grid_sample", "warp", "jacobian_determinant", "jacobian_loss", "diffusion_loss", "lncc"):
     registry.register(_public, "cpu", globals()[_public + "_forward"])

@@ -1,0 +1,327 @@
+// Local normalised cross-correlation: box sums of f, w, ff, ww, fw streamed through the volume; the backward
+// pass streams the boxes of the derivatives with respect to those sums (performance notes: adjoint of a box
+// is the box with its sides swapped). The work is cut by shape alone and partial results are added in order,
+// so that results do not depend on the number of threads.
+#include "math/lncc.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "cpu/box_stream.h"
+#include "cpu/lncc_fields.h"
+#include "cpu/loops.h"
+#include "cpu/ops.h"
+#include "cpu/parallel.h"
+
+namespace nr {
+
+namespace {
+
+constexpr int64_t kChunkPlanes =
+    64;  // planes that one work item streams; before them it warms up for one window
+constexpr int64_t kSlabPlanes =
+    16;  // planes of gradient that the recomputing backward pass finishes at a time
+
+// One row of windows: from sums to values (null: not wanted) and derivatives (F maps; 0, 3 or 5).
+template <class T, EpsMode mode, bool squared, int maps>
+void evaluate_row(const double* s, const double* inverse_n, const uint8_t* centre, int64_t n,
+                  const LnccRule<double>& rule, double* value, double* counted, T* const* to) {
+    const double *sf = s, *sw = s + n, *sff = s + 2 * n, *sww = s + 3 * n, *sfw = s + 4 * n;
+    const LnccRule<double> r = rule;
+    T* out[5] = {};
+    for (int k = 0; k < maps; ++k) out[k] = to[k];
+    T *dw = out[0], *dww = out[1], *dfw = out[2], *df = out[3], *dff = out[4];
+    NR_INDEPENDENT
+    for (int64_t i = 0; i < n; ++i) {
+        const auto window = lncc_window<mode, squared>(
+            WindowSums<double>{sf[i], sw[i], sff[i], sww[i], sfw[i]}, inverse_n[i], centre[i] != 0, r);
+        value[i] = window.value;
+        counted[i] = window.counted ? 1.0 : 0.0;
+        if (maps >= 3) {
+            dw[i] = static_cast<T>(window.derivative.w);
+            dww[i] = static_cast<T>(window.derivative.ww);
+            dfw[i] = static_cast<T>(window.derivative.fw);
+        }
+        if (maps == 5) {
+            df[i] = static_cast<T>(window.derivative.f);
+            dff[i] = static_cast<T>(window.derivative.ff);
+        }
+    }
+}
+
+template <class T>
+using EvaluateRow = void (*)(const double*, const double*, const uint8_t*, int64_t, const LnccRule<double>&,
+                             double*, double*, T* const*);
+
+template <class T, EpsMode mode, bool squared>
+EvaluateRow<T> choose_maps(size_t maps) {
+    return maps == 5   ? evaluate_row<T, mode, squared, 5>
+           : maps == 3 ? evaluate_row<T, mode, squared, 3>
+                       : evaluate_row<T, mode, squared, 0>;
+}
+
+template <class T, EpsMode mode>
+EvaluateRow<T> choose_power(bool squared, size_t maps) {
+    return squared ? choose_maps<T, mode, true>(maps) : choose_maps<T, mode, false>(maps);
+}
+
+template <class T>
+EvaluateRow<T> choose(const LnccShape& s, size_t maps) {
+    if (s.eps_mode == EpsMode::kProduct) return choose_power<T, EpsMode::kProduct>(s.squared, maps);
+    if (s.eps_mode == EpsMode::kClamp) return choose_power<T, EpsMode::kClamp>(s.squared, maps);
+    return choose_power<T, EpsMode::kEach>(s.squared, maps);
+}
+
+// Streams the statistics of one channel's windows in planes [z0, z1), rows [y0, y1). Planes of the maps may
+// live in a ring of `ring` planes; the map of values does not.
+template <class T, bool masked>
+class Statistics {
+    using Read = ReadImages<T, masked>;
+
+public:
+    Statistics(const LnccShape& shape, const Windows& windows, size_t maps, int64_t rows)
+        : w_(windows),
+          rule_{shape.eps, shape.numerator_eps, shape.flat_tol, shape.zero_rule},
+          evaluate_(choose<T>(shape, maps)),
+          maps_(maps),
+          stream_(windows.z, windows.y, windows.x, rows),
+          inverse_n_(windows.x.out, 1 / windows.voxels),
+          centre_(windows.x.out, 1),
+          value_(windows.x.out),
+          counted_(windows.x.out) {
+        if (windows.voxels < 2) std::fill(inverse_n_.begin(), inverse_n_.end(), 0.0);
+    }
+
+    LnccTotal run(int64_t z0, int64_t z1, int64_t y0, int64_t y1, const T* fixed, const T* warped,
+                  const uint8_t* mask, T* values, T* const* adjoints, int64_t ring) {
+        LnccTotal total;
+        const int64_t n = w_.x.out;
+        const Read read{fixed, warped, mask, w_.y.in, w_.x.in};
+        stream_.run(z0, z1, y0, y1, read, [&](int64_t plane, int64_t row, const double* sums) {
+            if (masked) {
+                const uint8_t* at =
+                    mask + ((plane + w_.centre[0]) * w_.y.in + row + w_.centre[1]) * w_.x.in + w_.centre[2];
+                const double* count = sums + 5 * n;
+                for (int64_t i = 0; i < n; ++i) {
+                    centre_[i] = at[i] != 0;
+                    inverse_n_[i] = count[i] >= 1.5 ? 1 / count[i] : 0.0;  // counts are whole numbers
+                }
+            }
+            T* to[5] = {};
+            for (size_t k = 0; k < maps_; ++k) to[k] = adjoints[k] + (plane % ring * w_.y.out + row) * n;
+            evaluate_(sums, inverse_n_.data(), centre_.data(), n, rule_, value_.data(), counted_.data(), to);
+            double sum = 0, count = 0;
+            const double *value = value_.data(), *counted = counted_.data();
+#if defined(_OPENMP)
+#pragma omp simd reduction(+ : sum, count)
+#endif
+            for (int64_t i = 0; i < n; ++i) {
+                sum += value[i];
+                count += counted[i];
+            }
+            total.sum += sum;
+            total.count += static_cast<int64_t>(count);
+            if (values) {
+                T* out = values + (plane * w_.y.out + row) * n;
+                for (int64_t i = 0; i < n; ++i) out[i] = static_cast<T>(value[i]);
+            }
+        });
+        return total;
+    }
+
+private:
+    Windows w_;
+    LnccRule<double> rule_;
+    EvaluateRow<T> evaluate_;
+    size_t maps_;
+    BoxStream<Read::kFields> stream_;
+    std::vector<double> inverse_n_;
+    std::vector<uint8_t> centre_;
+    std::vector<double> value_, counted_;
+};
+
+// Streams the gradient of one channel from its adjoint maps: F = 3 gives the warped image's, F = 5 both.
+template <class T, int F>
+class Gradient {
+public:
+    Gradient(const Windows& w, double scale, int64_t rows)
+        : w_(w), scale_(scale), stream_(w.z.adjoint(), w.y.adjoint(), w.x.adjoint(), rows) {}
+
+    void run(int64_t z0, int64_t z1, int64_t y0, int64_t y1, const ReadAdjoints<T, F>& read, const T* fixed,
+             const T* warped, const uint8_t* mask, T* grad_fixed, T* grad_warped) {
+        const int64_t n = w_.x.in;
+        stream_.run(z0, z1, y0, y1, read, [&](int64_t plane, int64_t row, const double* sums) {
+            const int64_t at = (plane * w_.y.in + row) * n;
+            const T *f = fixed + at, *w = warped + at;
+            const double* fw = sums + 2 * n;
+            combine(n, sums, sums + n, fw, w, f, mask ? mask + at : nullptr, grad_warped + at);
+            if (F == 5)
+                combine(n, sums + (F - 2) * n, sums + (F - 1) * n, fw, f, w, mask ? mask + at : nullptr,
+                        grad_fixed + at);
+        });
+    }
+
+private:
+    void combine(int64_t n, const double* one, const double* own, const double* cross, const T* image,
+                 const T* other, const uint8_t* mask, T* grad) const {
+        const double scale = scale_;
+        NR_INDEPENDENT
+        for (int64_t i = 0; i < n; ++i)
+            grad[i] = static_cast<T>(scale * (one[i] + 2 * image[i] * own[i] + other[i] * cross[i]));
+        if (mask)
+            for (int64_t i = 0; i < n; ++i) grad[i] = mask[i] ? grad[i] : T(0);
+    }
+
+    Windows w_;
+    double scale_;
+    BoxStream<F> stream_;
+};
+
+// One work item is a strip of rows times a chunk of planes of one channel.
+struct Items {
+    int64_t rows, strips, chunks, planes, planes_all, rows_all;
+
+    Items(int64_t rows, int64_t rows_all, int64_t planes_all)
+        : rows(rows),
+          strips((rows_all + rows - 1) / rows),
+          chunks((planes_all + kChunkPlanes - 1) / kChunkPlanes),
+          planes((planes_all + chunks - 1) / chunks),
+          planes_all(planes_all),
+          rows_all(rows_all) {}
+    int64_t count() const { return strips * chunks; }
+    int64_t z0(int64_t item) const { return item / strips * planes; }
+    int64_t z1(int64_t item) const { return std::min(planes_all, z0(item) + planes); }
+    int64_t y0(int64_t item) const { return item % strips * rows; }
+    int64_t y1(int64_t item) const { return std::min(rows_all, y0(item) + rows); }
+};
+
+template <class T, bool masked>
+LnccTotal forward(const LnccShape& shape, const T* fixed, const T* warped, const uint8_t* mask, T* values,
+                  const std::vector<T*>& adjoints, int threads) {
+    const Windows w(shape);
+    const Items items(BoxStream<ReadImages<T, masked>::kFields>::strip(w.y, w.x), w.y.out, w.z.out);
+    std::vector<LnccTotal> partial(w.channels * items.count());
+    parallel_for(static_cast<int64_t>(partial.size()), threads, 1, [&](int64_t begin, int64_t end, int) {
+        Statistics<T, masked> statistics(shape, w, adjoints.size(), items.rows);
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t channel = i / items.count(), item = i % items.count();
+            T* maps[5] = {};
+            for (size_t k = 0; k < adjoints.size(); ++k) maps[k] = adjoints[k] + channel * w.out_size;
+            partial[i] = statistics.run(items.z0(item), items.z1(item), items.y0(item), items.y1(item),
+                                        fixed + channel * w.in_size, warped + channel * w.in_size,
+                                        mask + channel / w.mask_step * w.in_size * masked,
+                                        values ? values + channel * w.out_size : nullptr, maps, w.z.out);
+        }
+    });
+    LnccTotal total;
+    for (const LnccTotal& p : partial) {
+        total.sum += p.sum;
+        total.count += p.count;
+    }
+    return total;
+}
+
+template <class T, int F>
+void backward_saved(const LnccShape& shape, const T* upstream, double scale, const T* fixed, const T* warped,
+                    const uint8_t* mask, const std::vector<const T*>& adjoints, T* grad_fixed, T* grad_warped,
+                    int threads) {
+    const Windows w(shape);
+    const Items items(BoxStream<F>::strip(w.y.adjoint(), w.x.adjoint()), w.y.in, w.z.in);
+    parallel_for(w.channels * items.count(), threads, 1, [&](int64_t begin, int64_t end, int) {
+        Gradient<T, F> gradient(w, scale, items.rows);
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t channel = i / items.count(), item = i % items.count();
+            const int64_t in = channel * w.in_size, out = channel * w.out_size;
+            ReadAdjoints<T, F> read{{}, upstream ? upstream + out : nullptr, w.y.out, w.x.out, w.z.out};
+            for (int k = 0; k < F; ++k) read.maps[k] = adjoints[k] + out;
+            gradient.run(items.z0(item), items.z1(item), items.y0(item), items.y1(item), read, fixed + in,
+                         warped + in, mask ? mask + channel / w.mask_step * w.in_size : nullptr,
+                         grad_fixed ? grad_fixed + in : nullptr, grad_warped + in);
+        }
+    });
+}
+
+// Slab by slab: the adjoint maps of the windows that a slab of gradient needs and that are not there yet go
+// into a ring of planes, then the slab's gradient is streamed from the ring.
+template <class T, bool masked, int F>
+void backward_recomputed(const LnccShape& shape, const T* upstream, double scale, const T* fixed,
+                         const T* warped, const uint8_t* mask, T* grad_fixed, T* grad_warped, int threads) {
+    const Windows w(shape);
+    const BoxAxis back = w.z.adjoint();
+    const int64_t rows = BoxStream<ReadImages<T, masked>::kFields>::strip(w.y, w.x);
+    const int64_t back_rows = BoxStream<F>::strip(w.y.adjoint(), w.x.adjoint());
+    const int64_t strips = (w.y.out + rows - 1) / rows, back_strips = (w.y.in + back_rows - 1) / back_rows;
+    const int64_t ring = std::min(w.z.out, kSlabPlanes + back.window() - 1), plane = w.y.out * w.x.out;
+    const std::unique_ptr<T[]> maps(
+        new T[F * ring * plane]);  // not zeroed: every plane is written before it is read
+    T* to[5] = {};
+    for (int k = 0; k < F; ++k) to[k] = maps.get() + k * ring * plane;
+    for (int64_t channel = 0; channel < w.channels; ++channel) {
+        const int64_t in = channel * w.in_size;
+        const uint8_t* inside = masked ? mask + channel / w.mask_step * w.in_size : nullptr;
+        int64_t done = 0;  // planes of windows that have been through the ring
+        for (int64_t z0 = 0; z0 < w.z.in; z0 += kSlabPlanes) {
+            const int64_t z1 = std::min(w.z.in, z0 + kSlabPlanes);
+            const int64_t needed = std::min(w.z.out, z1 + back.after);
+            parallel_for(needed > done ? strips : 0, threads, 1, [&](int64_t begin, int64_t end, int) {
+                Statistics<T, masked> statistics(shape, w, F, rows);
+                for (int64_t s = begin; s < end; ++s)
+                    statistics.run(done, needed, s * rows, std::min(w.y.out, (s + 1) * rows), fixed + in,
+                                   warped + in, inside, nullptr, to, ring);
+            });
+            done = std::max(done, needed);
+            parallel_for(back_strips, threads, 1, [&](int64_t begin, int64_t end, int) {
+                Gradient<T, F> gradient(w, scale, back_rows);
+                ReadAdjoints<T, F> read{
+                    {}, upstream ? upstream + channel * w.out_size : nullptr, w.y.out, w.x.out, ring};
+                for (int k = 0; k < F; ++k) read.maps[k] = to[k];
+                for (int64_t s = begin; s < end; ++s)
+                    gradient.run(z0, z1, s * back_rows, std::min(w.y.in, (s + 1) * back_rows), read,
+                                 fixed + in, warped + in, inside, grad_fixed ? grad_fixed + in : nullptr,
+                                 grad_warped + in);
+            });
+        }
+    }
+}
+
+bool empty(const LnccShape& shape) {
+    int64_t size = shape.batch * shape.channels;
+    for (int64_t n : shape.size) size *= n;
+    return size == 0;
+}
+
+}  // namespace
+
+template <class T>
+LnccTotal lncc_forward(const LnccShape& shape, const T* fixed, const T* warped, const uint8_t* mask,
+                       T* values, const std::vector<T*>& adjoints, int threads) {
+    if (empty(shape)) return {};
+    const auto run = mask ? forward<T, true> : forward<T, false>;
+    return run(shape, fixed, warped, mask, values, adjoints, threads);
+}
+
+template <class T>
+void lncc_backward(const LnccShape& shape, const T* upstream, double scale, const T* fixed, const T* warped,
+                   const uint8_t* mask, const std::vector<const T*>& adjoints, T* grad_fixed, T* grad_warped,
+                   int threads) {
+    if (empty(shape)) return;
+    if (!adjoints.empty()) {
+        const auto run = grad_fixed ? backward_saved<T, 5> : backward_saved<T, 3>;
+        run(shape, upstream, scale, fixed, warped, mask, adjoints, grad_fixed, grad_warped, threads);
+        return;
+    }
+    const auto both = mask ? backward_recomputed<T, true, 5> : backward_recomputed<T, false, 5>;
+    const auto one = mask ? backward_recomputed<T, true, 3> : backward_recomputed<T, false, 3>;
+    (grad_fixed ? both : one)(shape, upstream, scale, fixed, warped, mask, grad_fixed, grad_warped, threads);
+}
+
+#define NR_INSTANTIATE(T)                                                                                  \
+    template LnccTotal lncc_forward<T>(const LnccShape&, const T*, const T*, const uint8_t*, T*,           \
+                                       const std::vector<T*>&, int);                                       \
+    template void lncc_backward<T>(const LnccShape&, const T*, double, const T*, const T*, const uint8_t*, \
+                                   const std::vector<const T*>&, T*, T*, int);
+NR_INSTANTIATE(float)
+NR_INSTANTIATE(double)
+#undef NR_INSTANTIATE
+
+}  // namespace nr

@@ -1,0 +1,312 @@
+"""Local normalised cross-correlation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backends import registry
+from .backends.reference import lncc as reference
+
+PADDINGS = ("same", "valid")
+EPS_MODES = ("product", "clamp", "each")
+REDUCTIONS = ("mean", "none")
+
+# With recompute=None the maps of derivatives are saved up to this size, and computed again above it.
+SAVED_BYTES = 512 * 2**20
+
+
+@torch.library.custom_op("neuralreg::lncc_forward", mutates_args=())
+def _forward(
+    fixed: Tensor,
+    warped: Tensor,
+    mask: Tensor | None,
+    window: list[int],
+    padding: str,
+    squared: bool,
+    eps: float,
+    eps_mode: str,
+    numerator_eps: float,
+    flat_tol: float,
+    zero_rule: bool,
+    mean: bool,
+    save_fixed: bool,
+    save_warped: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Value or map; maps of derivatives for the images to save for; number of windows in the mean."""
+    run = registry.implementation("lncc_forward", backend)
+    options = (window, padding, squared, eps, eps_mode, numerator_eps, flat_tol, zero_rule)
+    return run(fixed, warped, mask, *options, mean, save_fixed, save_warped)
+
+
+@_forward.register_fake
+def _(
+    fixed: Tensor,
+    warped: Tensor,
+    mask: Tensor | None,
+    window: list[int],
+    padding: str,
+    squared: bool,
+    eps: float,
+    eps_mode: str,
+    numerator_eps: float,
+    flat_tol: float,
+    zero_rule: bool,
+    mean: bool,
+    save_fixed: bool,
+    save_warped: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    out = _windows(fixed, window, padding)
+    wide = torch.promote_types(fixed.dtype, torch.float32)
+    value = fixed.new_empty((), dtype=wide) if mean else fixed.new_empty(out)
+    adjoints = fixed.new_empty([adjoint_maps(save_fixed, save_warped), *out], dtype=wide)
+    return value, adjoints, fixed.new_empty((), dtype=torch.float64)
+
+
+@torch.library.custom_op("neuralreg::lncc_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    fixed: Tensor,
+    warped: Tensor,
+    mask: Tensor | None,
+    adjoints: Tensor,
+    count: Tensor,
+    window: list[int],
+    padding: str,
+    squared: bool,
+    eps: float,
+    eps_mode: str,
+    numerator_eps: float,
+    flat_tol: float,
+    zero_rule: bool,
+    mean: bool,
+    saved_fixed: bool,
+    saved_warped: bool,
+    want_fixed: bool,
+    want_warped: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    run = registry.implementation("lncc_backward", backend)
+    options = (window, padding, squared, eps, eps_mode, numerator_eps, flat_tol, zero_rule)
+    saved = (adjoints, count, *options, mean, saved_fixed, saved_warped)
+    return run(grad, fixed, warped, mask, *saved, want_fixed, want_warped)
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor,
+    fixed: Tensor,
+    warped: Tensor,
+    mask: Tensor | None,
+    adjoints: Tensor,
+    count: Tensor,
+    window: list[int],
+    padding: str,
+    squared: bool,
+    eps: float,
+    eps_mode: str,
+    numerator_eps: float,
+    flat_tol: float,
+    zero_rule: bool,
+    mean: bool,
+    saved_fixed: bool,
+    saved_warped: bool,
+    want_fixed: bool,
+    want_warped: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return (
+        fixed.new_empty(fixed.shape if want_fixed else (0,)),
+        warped.new_empty(warped.shape if want_warped else (0,)),
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    fixed, warped, mask, *ctx.options, ctx.backend = inputs
+    _, adjoints, count = output
+    ctx.mark_non_differentiable(adjoints, count)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(fixed, warped, mask, adjoints, count)
+
+
+def _grad(ctx: Any, grad: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
+    nothing = (None,) * 13
+    if grad is None:
+        return None, None, *nothing
+    want_fixed, want_warped = ctx.needs_input_grad[:2]
+    grad_fixed, grad_warped = _backward(
+        grad, *ctx.saved_tensors, *ctx.options, want_fixed, want_warped, ctx.backend
+    )
+    return grad_fixed if want_fixed else None, grad_warped if want_warped else None, *nothing
+
+
+_forward.register_autograd(_grad, setup_context=_setup)
+
+
+def lncc(
+    fixed: Tensor,
+    warped: Tensor,
+    window: int | Sequence[int] = 9,
+    *,
+    padding: str = "same",
+    mask: Tensor | None = None,
+    squared: bool = True,
+    eps: float = 1e-5,
+    eps_mode: str = "product",
+    numerator_eps: float = 0.0,
+    flat_tol: float = 1e-6,
+    zero_rule: bool = False,
+    reduction: str = "mean",
+    recompute: bool | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Local normalised cross-correlation of two images in box windows; larger is more alike.
+
+    With the window's sums Sf, Sw, Sff, Sww, Sfw and its number of voxels n::
+
+        c = Sfw - Sf Sw / n        v_f = Sff - Sf^2 / n        v_w = Sww - Sw^2 / n
+        value = (c^2 + numerator_eps) / d        or, not squared, (c + numerator_eps) / sqrt(d)
+        "product": d = v_f v_w + eps                             (VoxelMorph, Balakrishnan et al. 2019)
+        "clamp":   d = max(v_f, eps) max(v_w, eps)               (MONAI)
+        "each":    d = (v_f + eps) (v_w + eps), where c, v_f and v_w are divided by n     (ICON)
+
+    A window is flat when v_f <= flat_tol Sff or v_w <= flat_tol Sww or n < 2: it counts 0, has no gradient
+    and stays in the mean's denominator.
+
+    Args:
+        fixed: (B, C, H, W) or (B, C, D, H, W), floating point, any strides. Channels count like batch items.
+        warped: same shape and dtype.
+        window: voxels along every axis, or one number an axis; odd or even, from 1. The cost does not depend
+            on it.
+        padding: "same": one window a voxel, (w - 1) // 2 voxels before it and w // 2 after; what lies outside
+            counts as zeros, so that n is the product of the window. "valid": full windows only, N - w + 1 an
+            axis.
+        mask: (B, 1 or C, *spatial), any dtype, nonzero inside. Sums run over the mask's voxels and n is their
+            number; values outside do not matter, NaN included. Windows whose centre, voxel (w - 1) // 2 of
+            the window, is outside leave the mean and are 0 in the map.
+        squared: False keeps the sign of the correlation: values in [-1, 1] instead of [0, 1].
+        eps: regularises the denominator, at least 0; its unit depends on ``eps_mode``.
+        eps_mode: "product", "clamp" or "each", see above.
+        numerator_eps: added to the numerator.
+        flat_tol: least variance of a window relative to its mean square, at least 0.
+        zero_rule: windows with Sf <= 0 or Sw <= 0 leave the mean and are 0 in the map (NIR's rule for
+            background).
+        reduction: "mean" over the windows that stay (0 when none stays), or "none", the map.
+        recompute: False saves the maps of derivatives for the backward pass, True computes them again from
+            the images; None saves them while they take at most 512 MiB.
+        backend: "cpu", "reference", ...; None chooses.
+
+    Returns:
+        A scalar (float32 for half types), or with reduction "none" (B, C, *windows) in the images' dtype.
+        Differentiable once in both images. Sums are float64, so offsets of 1e4 and constant regions are
+        harmless. Results do not depend on the number of threads. NaN in an image spreads to the mean.
+
+    Memory beyond inputs and outputs: about a megabyte a thread. For the backward pass 3 volumes of the
+    windows' size (gradient to one image) or 5 (both), in the images' dtype but at least float32; with
+    ``recompute`` none is kept and the backward pass allocates 3 or 5 slabs of 15 + window planes. A mask
+    costs one byte a voxel more.
+
+    Raises:
+        ValueError: a shape, dtype or option does not fit; a window larger than the volume with "valid".
+    """
+    windows = _check(fixed, warped, window, padding, mask, eps, eps_mode, flat_tol, reduction)
+    chosen = registry.choose("lncc", fixed.device, backend)
+    if chosen == "reference":
+        return reference.lncc(
+            fixed,
+            warped,
+            windows,
+            padding=padding,
+            mask=mask,
+            squared=squared,
+            eps=eps,
+            eps_mode=eps_mode,
+            numerator_eps=numerator_eps,
+            flat_tol=flat_tol,
+            zero_rule=zero_rule,
+            reduction=reduction,
+            recompute=recompute,
+        )
+    wants = [torch.is_grad_enabled() and image.requires_grad for image in (fixed, warped)]
+    if recompute is None:
+        item = max(fixed.element_size(), 4)
+        recompute = adjoint_maps(*wants) * math.prod(_windows(fixed, windows, padding)) * item > SAVED_BYTES
+    save_fixed, save_warped = (want and not recompute for want in wants)
+    inside = None if mask is None else mask != 0
+    options = (windows, padding, squared, eps, eps_mode, numerator_eps, flat_tol, zero_rule)
+    mean = reduction == "mean"
+    return _forward(fixed, warped, inside, *options, mean, save_fixed, save_warped, chosen)[0]
+
+
+def adjoint_maps(fixed: bool, warped: bool) -> int:
+    """Volumes that the backward pass needs for gradients to these images."""
+    return 0 if not (fixed or warped) else 5 if fixed and warped else 3
+
+
+def _windows(fixed: Tensor, window: list[int], padding: str) -> list[int]:
+    """Shape of the map."""
+    sizes = list(fixed.shape[2:])
+    if padding == "valid":
+        sizes = [size - w + 1 for size, w in zip(sizes, window, strict=True)]
+    return [*fixed.shape[:2], *sizes]
+
+
+def _check(
+    fixed: Tensor,
+    warped: Tensor,
+    window: int | Sequence[int],
+    padding: str,
+    mask: Tensor | None,
+    eps: float,
+    eps_mode: str,
+    flat_tol: float,
+    reduction: str,
+) -> list[int]:
+    """The window as one number an axis, after checking everything."""
+    ndim = fixed.ndim - 2
+    if ndim not in (2, 3):
+        raise ValueError(f"lncc: fixed must be (B, C, H, W) or (B, C, D, H, W), got {tuple(fixed.shape)}")
+    if warped.shape != fixed.shape:
+        raise ValueError(
+            f"lncc: the images must share one shape, got {tuple(fixed.shape)} and {tuple(warped.shape)}"
+        )
+    if not fixed.is_floating_point():
+        raise ValueError(f"lncc: the images must be floating point, got {fixed.dtype}")
+    if warped.dtype != fixed.dtype or warped.device != fixed.device:
+        raise ValueError(
+            f"lncc: the images must share dtype and device, got {fixed.dtype} on {fixed.device} and "
+            f"{warped.dtype} on {warped.device}"
+        )
+    for name, value, known in (
+        ("padding", padding, PADDINGS),
+        ("eps_mode", eps_mode, EPS_MODES),
+        ("reduction", reduction, REDUCTIONS),
+    ):
+        if value not in known:
+            raise ValueError(f"lncc: {name} must be one of {known}, got {value!r}")
+    for name, number in (("eps", eps), ("flat_tol", flat_tol)):
+        if not number >= 0:
+            raise ValueError(f"lncc: {name} must be at least 0, got {number}")
+    windows = [window] * ndim if isinstance(window, int) else [int(w) for w in window]
+    if len(windows) != ndim or min(windows) < 1:
+        raise ValueError(f"lncc: window must be one or {ndim} numbers from 1, got {window}")
+    if padding == "valid" and any(w > n for w, n in zip(windows, fixed.shape[2:], strict=True)):
+        raise ValueError(
+            f"lncc: a window of {tuple(windows)} voxels is larger than the volume {tuple(fixed.shape[2:])}; "
+            "take a smaller window or padding 'same'"
+        )
+    if mask is not None:
+        allowed = [(fixed.shape[0], channels, *fixed.shape[2:]) for channels in (1, fixed.shape[1])]
+        if tuple(mask.shape) not in allowed:
+            raise ValueError(
+                f"lncc: mask must be {allowed[0]} or {allowed[1]} for these images, got {tuple(mask.shape)}"
+            )
+        if mask.device != fixed.device:
+            raise ValueError(f"lncc: mask is on {mask.device}, the images on {fixed.device}")
+    return windows
