@@ -75,7 +75,7 @@ inline void box_row(const double* q, int64_t n, int64_t window, double* scratch,
 // One thread's buffers for boxes of F fields; strips have at most `rows` rows of output.
 template <int F>
 class BoxStream {
-  public:
+public:
     using Vec = typename Wide::Vec;
 
     BoxStream(const BoxAxis& z, const BoxAxis& y, const BoxAxis& x, int64_t rows)
@@ -131,7 +131,7 @@ class BoxStream {
         }
     }
 
-  private:
+private:
     // Adds the y boxes of one column block of one plane. Never inlined, so that the entering and the leaving
     // side round alike.
     template <class Read>

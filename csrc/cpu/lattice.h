@@ -34,7 +34,7 @@ struct Stencil {
         }
     }
 
-  private:
+private:
     void add(int64_t p, int64_t i, T weight) { (i < p ? before : i == p ? self : after)[p] += weight; }
 };
 
