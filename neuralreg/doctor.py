@@ -169,7 +169,7 @@ def verdict(checks: list[Check]) -> str:
         f"all {len(checks)} checks passed; on the reference backend (plain torch, correct and slow): {what}"
     )
     serves, reason = registry.available("cpu")
-    return line if serves else f"{line}; no native kernels: {reason}"
+    return line if serves else f"{line}; cpu: {reason}"
 
 
 def cases() -> dict[str, Case]:

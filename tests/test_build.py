@@ -33,7 +33,9 @@ STUB_SOURCE = """
 #define TEXT_(a) #a
 #define TEXT(a) TEXT_(a)
 int not_exported() { return answer(); }
-static PyModuleDef module = {PyModuleDef_HEAD_INIT, TEXT(NR_MODULE_NAME), nullptr, -1, nullptr};
+static PyObject* features(PyObject*, PyObject*) { return Py_BuildValue("[s]", "base"); }
+static PyMethodDef methods[] = {{"cpu_features", features, METH_NOARGS, nullptr}, {}};
+static PyModuleDef module = {PyModuleDef_HEAD_INIT, TEXT(NR_MODULE_NAME), nullptr, -1, methods};
 PyMODINIT_FUNC JOIN(PyInit_, NR_MODULE_NAME)(void) {
     PyObject* m = PyModule_Create(&module);
     PyModule_AddIntConstant(m, "answer", not_exported());
@@ -97,7 +99,7 @@ for name in [name for name in sys.modules if name.startswith("__editable__")]:
 
 def found_registry(cwd: Path, path: Path | str = "", before: str = "pass") -> Path:
     """The file that the registry is imported from; neuralreg.bench must be there too."""
-    names = "import neuralreg.bench, neuralreg.kernels.backends.registry as registry"
+    names = "import neuralreg.bench; from neuralreg.kernels.backends import registry"
     done = plain_python(f"{before}\n{names}\nprint(registry.__file__)", cwd, path)
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip()).resolve()

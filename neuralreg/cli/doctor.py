@@ -42,7 +42,8 @@ def _show(report: dict[str, Any]) -> None:
     for service in report["services"]:
         refused: dict[str, list[str]] = {}
         for name, reason in service["others"].items():
-            refused.setdefault(reason, []).append(name)
+            here = report["backends"][name]["available"]
+            refused.setdefault(reason if here else "cannot serve, see above", []).append(name)
         others = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in refused.items())
         rows.append((service["op"], service["device"], service["backend"] or "none", others))
     _table("What serves each op", rows, ("op", "device", "backend", "why not the others"))
