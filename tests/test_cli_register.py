@@ -73,6 +73,18 @@ def test_writes_every_output(pair: list[Any], tmp_path: Path) -> None:
     assert summary["options"]["stride"] == 2
 
 
+def test_apply_repeats_the_warp(pair: list[Any], tmp_path: Path) -> None:
+    files = {
+        flag: tmp_path / name
+        for flag, name in (("--transform-out", "t.nii.gz"), ("--warped-out", "w.nii.gz"))
+    }
+    call(*pair, "-q", "--center", *[part for item in files.items() for part in item])
+    images = ["--moving", tmp_path / "moving.nii.gz", "--reference", tmp_path / "fixed.nii.gz"]
+    call("apply", "--transform", tmp_path / "t.nii.gz", *images, "--out", tmp_path / "again.nii.gz")
+    warped, again = (nibabel.load(tmp_path / f"{name}.nii.gz").get_fdata() for name in ("w", "again"))
+    assert np.abs(warped - again).mean() < 1e-3 * np.ptp(warped)
+
+
 def test_quiet_says_nothing(pair: list[Any], tmp_path: Path) -> None:
     result = call(*pair, "--quiet", "--warped-out", tmp_path / "w.nii.gz")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")

@@ -1,0 +1,5 @@
+"""`python -m neuralreg` is the `neuralreg` command."""
+
+from neuralreg.cli import main
+
+main()
