@@ -34,7 +34,7 @@ void forward(const SampleShape& shape, const T* image, const T* coordinates, con
     parallel_for(shape.batch * chunks.count, threads, 1, [&](int64_t begin, int64_t end, int) {
         T x[ND][kBlock], v[1 << ND][kBlock], value[kBlock];
         Cells<T, ND> cells;
-        int32_t voxel[kBlock];
+        int32_t voxel[kBlock], inside[kBlock];
         for (int64_t item = begin; item < end; ++item) {
             const int64_t batch = item / chunks.count, chunk = item % chunks.count;
             const Source<T, ND> source(shape, coordinates, affine, batch);
@@ -43,13 +43,14 @@ void forward(const SampleShape& shape, const T* image, const T* coordinates, con
                 n = source.length(point, chunks.end(chunk));
                 source.locate(point, n, axes, x);
                 if (shape.nearest)
-                    find_nearest<T, ND>(shape, axes, x, voxel);
+                    find_nearest<T, ND>(shape, axes, x, voxel, inside);
                 else
                     find_cells<T, ND>(shape, axes, x, cells);
                 for (int64_t c = 0; c < shape.channels; ++c) {
                     const T* plane = image + (batch * shape.channels + c) * axes.voxels;
                     if (shape.nearest) {
-                        for (int i = 0; i < kBlock; ++i) value[i] = voxel[i] >= 0 ? plane[voxel[i]] : T(0);
+                        for (int i = 0; i < kBlock; ++i) value[i] = plane[voxel[i]];
+                        for (int i = 0; i < kBlock; ++i) value[i] = inside[i] ? value[i] : T(0);
                     } else {
                         gather<T, ND>(axes, cells, plane, v);
                         for (int i = 0; i < kBlock; ++i) {
@@ -85,10 +86,14 @@ void coordinate_gradient(const SampleShape& shape, const ImageAxes<ND>& axes, co
     }
     // A select rather than a product: a coordinate that padding moved has no gradient even where the image is
     // not finite.
-    for (int k = 0; k < ND; ++k)
+    for (int k = 0; k < ND; ++k) {
         for (int i = 0; i < kBlock; ++i)
             g[k][i] = cells.slope[k][i] != 0 ? g[k][i] * cells.slope[k][i] : T(0);
+        std::fill(g[k] + n, g[k] + kBlock, T(0));
+    }
 }
+
+constexpr int kLanes = 8;  // separate sums of every entry of the affine's gradient
 
 // From voxel coordinates back to what the caller gave; adds this block's share of the affine's gradient.
 template <class T, int ND>
@@ -121,13 +126,10 @@ void store_gradient(const Source<T, ND>& source, const ImageAxes<ND>& axes, int6
         source.positions(point, n, p);
         for (int k = 0; k < ND; ++k)
             for (int j = 0; j <= ND; ++j) {
-                double sum = 0;
-#if defined(_OPENMP)
-#pragma omp simd reduction(+ : sum)
-#endif
-                for (int i = 0; i < n; ++i)
-                    sum += static_cast<double>(g[k][i]) * (j < ND ? static_cast<double>(p[j][i]) : 1.0);
-                grad_affine[k * (ND + 1) + j] += sum;
+                double* sums = grad_affine + (k * (ND + 1) + j) * kLanes;
+                for (int i = 0; i < kBlock; i += kLanes)
+                    for (int lane = 0; lane < kLanes; ++lane)
+                        sums[lane] += static_cast<double>(g[k][i + lane]) * (j < ND ? p[j][i + lane] : T(1));
             }
     }
 }
@@ -136,11 +138,11 @@ template <class T, int ND>
 void coordinates_backward(const SampleShape& shape, const T* grad_out, const T* image, const T* coordinates,
                           const T* affine, T* grad_coordinates, T* grad_affine, int threads) {
     if (shape.nearest) return;  // piecewise constant
-    constexpr int kEntries = ND * (ND + 1);
+    constexpr int kEntries = ND * (ND + 1), kSums = kEntries * kLanes;
     const ImageAxes<ND> axes(shape.in);
     const Source<T, ND> first(shape, coordinates, affine, 0);
     const Chunks chunks(first.points, first.row, kChunkPoints);
-    std::vector<double> partial(grad_affine ? shape.batch * chunks.count * kEntries : 0, 0.0);
+    std::vector<double> partial(grad_affine ? shape.batch * chunks.count * kSums : 0, 0.0);
     parallel_for(shape.batch * chunks.count, threads, 1, [&](int64_t begin, int64_t end, int) {
         T x[ND][kBlock], g[ND][kBlock];
         Cells<T, ND> cells;
@@ -157,7 +159,7 @@ void coordinates_backward(const SampleShape& shape, const T* grad_out, const T* 
                                            grad_out + batch * shape.channels * source.points + point,
                                            source.points, image + batch * shape.channels * axes.voxels, g);
                 store_gradient<T, ND>(source, axes, point, n, g, grad,
-                                      grad_affine ? &partial[item * kEntries] : nullptr);
+                                      grad_affine ? &partial[item * kSums] : nullptr);
             }
         }
     });
@@ -166,7 +168,8 @@ void coordinates_backward(const SampleShape& shape, const T* grad_out, const T* 
         for (int e = 0; e < kEntries; ++e) {
             double sum = 0;
             for (int64_t chunk = 0; chunk < chunks.count; ++chunk)
-                sum += partial[(batch * chunks.count + chunk) * kEntries + e];
+                for (int lane = 0; lane < kLanes; ++lane)
+                    sum += partial[(batch * chunks.count + chunk) * kSums + e * kLanes + lane];
             grad_affine[batch * kEntries + e] = static_cast<T>(sum);
         }
 }
@@ -187,11 +190,12 @@ struct Slab {
 template <class T, int ND>
 void scatter_chunk(const SampleShape& shape, const ImageAxes<ND>& axes, const Source<T, ND>& source,
                    int64_t begin, int64_t end, const T* grad_out, Slab<T>& slab) {
-    T x[ND][kBlock];
+    T x[ND][kBlock], v[1 << ND][kBlock], upstream[kBlock] = {};
     Cells<T, ND> cells;
-    int32_t voxel[kBlock];
-    // The outermost planes on either side, so that the slab is no larger than needed.
-    int32_t first = axes.size[0], last = -1;
+    int32_t voxel[kBlock], inside[kBlock];
+    // The outermost planes that are added to, so that the slab is no larger than needed; one to spare below,
+    // as the sum that rounds towards minus infinity may itself be rounded up.
+    int32_t first = axes.size[0], last = 0;
     int n = 0;
     for (int64_t point = begin; point < end; point += n) {
         n = source.length(point, end);
@@ -199,13 +203,14 @@ void scatter_chunk(const SampleShape& shape, const ImageAxes<ND>& axes, const So
         T slope[kBlock];
         pad(shape.padding, shape.align_corners, static_cast<T>(axes.size[0]), x[0], slope);
         for (int i = 0; i < n; ++i) {
-            const int32_t plane = static_cast<int32_t>(x[0][i] + 2) - 2;  // rounds towards minus infinity
-            first = std::min(first, plane);
-            last = std::max(last, plane + 1);
+            const int32_t plane = static_cast<int32_t>(x[0][i] + 2) - 2;
+            const int32_t loaded = std::min(std::max(plane, 0), std::max(axes.size[0] - 2, 0));
+            first = std::min(first, loaded);
+            last = std::max(last, std::min(loaded + 1, axes.size[0] - 1));
         }
     }
     slab.first = std::max(first - 1, 0);
-    slab.planes = std::max(0, std::min(last, axes.size[0] - 1) - slab.first + 1);
+    slab.planes = last - slab.first + 1;
     const int64_t plane = axes.stride[0], channel_size = slab.planes * plane;
     slab.sums.assign(shape.channels * channel_size, T(0));
     T* sums = slab.sums.data() - slab.first * plane;  // addressed by image offset
@@ -213,35 +218,26 @@ void scatter_chunk(const SampleShape& shape, const ImageAxes<ND>& axes, const So
         n = source.length(point, end);
         source.locate(point, n, axes, x);
         if (shape.nearest) {
-            find_nearest<T, ND>(shape, axes, x, voxel);
+            find_nearest<T, ND>(shape, axes, x, voxel, inside);
             for (int64_t c = 0; c < shape.channels; ++c)
                 for (int i = 0; i < n; ++i)
-                    if (voxel[i] >= 0)
+                    if (inside[i])
                         sums[c * channel_size + voxel[i]] += grad_out[c * source.points + point + i];
             continue;
         }
         find_cells<T, ND>(shape, axes, x, cells);
         for (int64_t c = 0; c < shape.channels; ++c) {
-            T* to = sums + c * channel_size;
-            for (int i = 0; i < n; ++i) {
-                const T upstream = grad_out[c * source.points + point + i];
-                for (int j = 0; j < (1 << ND); ++j) {
-                    T product = upstream;
-                    int32_t at = cells.interior ? cells.base[i] : 0;
-                    bool inside = true;
+            std::copy_n(grad_out + c * source.points + point, n, upstream);
+            for (int j = 0; j < (1 << ND); ++j)
+                for (int i = 0; i < kBlock; ++i) {
+                    T product = upstream[i];
                     for (int k = 0; k < ND; ++k) {
-                        const int upper = side<ND>(j, k);
+                        const bool upper = (j >> (ND - 1 - k)) & 1;
                         product *= upper ? cells.weight[k][i] : 1 - cells.weight[k][i];
-                        if (cells.interior) {
-                            at += upper * axes.stride[k];
-                        } else {
-                            at += cells.offset[k][upper][i];
-                            inside = inside && cells.inside[k][upper][i];
-                        }
                     }
-                    if (inside) to[at] += product;
+                    v[j][i] = product;
                 }
-            }
+            scatter<T, ND>(axes, cells, n, v, sums + c * channel_size);
         }
     }
 }

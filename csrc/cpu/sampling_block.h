@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "cpu/ops.h"
 #include "math/trilinear.h"
@@ -18,12 +19,15 @@ template <int ND>
 struct ImageAxes {
     int32_t size[ND];
     int32_t stride[ND];  // elements; the wrapper refuses images of 2^31 voxels or more a channel
+    int32_t
+        step[ND];  // to the upper side of a cell; an axis of one voxel has no upper side and stays in place
     int64_t voxels = 1;
 
     explicit ImageAxes(const std::vector<int64_t>& shape) {
         for (int k = ND - 1; k >= 0; --k) {
             size[k] = static_cast<int32_t>(shape[k]);
             stride[k] = static_cast<int32_t>(voxels);
+            step[k] = shape[k] > 1 ? stride[k] : 0;
             voxels *= shape[k];
         }
     }
@@ -107,15 +111,15 @@ void pad(Padding padding, bool align_corners, T size, T (&x)[kBlock], T (&slope)
     for (int i = 0; i < kBlock; ++i) x[i] = clip(x[i], T(0), size - 1, slope[i]);
 }
 
-// The cells that a block reads. Interior blocks have all corners in the image and need no masks.
+// The cells that a block reads. A cell that leaves the image is moved to the nearest one inside, so that its
+// voxels can be loaded; `from` says which of them each side of the true cell is.
 template <class T, int ND>
 struct Cells {
     T weight[ND][kBlock];
     T slope[ND][kBlock];
-    int32_t base[kBlock];           // offset of the first corner, interior blocks only
-    int32_t offset[ND][2][kBlock];  // per axis and side, clamped into the image
-    int32_t inside[ND][2][kBlock];  // 1 where that side lies in the image
-    bool interior;
+    int32_t base[kBlock];         // offset of the lowest voxel of the loaded cell
+    bool interior;                // no cell was moved: `from` is not filled
+    int32_t from[ND][2][kBlock];  // per axis and side: 0 lower, 1 upper voxel of the loaded cell, -1 outside
 };
 
 template <class T, int ND>
@@ -126,7 +130,8 @@ void find_cells(const SampleShape& shape, const ImageAxes<ND>& axes, T (&x)[ND][
     for (int k = 0; k < ND; ++k) {
         const int32_t size = axes.size[k];
         pad(shape.padding, shape.align_corners, static_cast<T>(size), x[k], cells.slope[k]);
-        // A padded coordinate on the last voxel belongs to the cell below it, which keeps the block interior.
+        // A clipped coordinate on the last voxel belongs to the cell below it, which keeps the block
+        // interior.
         const int32_t highest = shape.padding == Padding::kZeros ? size + 1 : size - 2;
         for (int i = 0; i < kBlock; ++i) {
             int32_t cell = static_cast<int32_t>(x[k][i]);
@@ -138,64 +143,114 @@ void find_cells(const SampleShape& shape, const ImageAxes<ND>& axes, T (&x)[ND][
         }
     }
     cells.interior = outside >= 0;
-    if (cells.interior) {
+    std::fill_n(cells.base, kBlock, 0);
+    for (int k = 0; k < ND; ++k) {
+        const int32_t size = axes.size[k], highest = std::max(size - 2, 0);
         for (int i = 0; i < kBlock; ++i) {
-            int32_t base = low[ND - 1][i];
-            for (int k = 0; k < ND - 1; ++k) base += low[k][i] * axes.stride[k];
-            cells.base[i] = base;
+            const int32_t loaded = std::min(std::max(low[k][i], 0), highest);
+            cells.base[i] += loaded * axes.stride[k];
         }
-        return;
-    }
-    for (int k = 0; k < ND; ++k)
+        if (cells.interior) continue;
         for (int side = 0; side < 2; ++side)
             for (int i = 0; i < kBlock; ++i) {
+                const int32_t loaded = std::min(std::max(low[k][i], 0), highest);
                 const int32_t at = low[k][i] + side;
-                const int32_t clamped = std::min(std::max(at, 0), axes.size[k] - 1);
-                cells.inside[k][side][i] = at == clamped ? 1 : 0;
-                cells.offset[k][side][i] = clamped * axes.stride[k];
+                cells.from[k][side][i] = (at >= 0) & (at < size) ? at - loaded : -1;
             }
+    }
 }
 
-// Side of axis k that corner c lies on; the last axis is fastest.
+// Offset of a row of two voxels of a cell; row r has the sides of the leading axes as its bits.
 template <int ND>
-constexpr int side(int corner, int k) {
-    return (corner >> (ND - 1 - k)) & 1;
+int64_t row_offset(const ImageAxes<ND>& axes, int row) {
+    int64_t offset = 0;
+    for (int k = 0; k < ND - 1; ++k)
+        offset += ((row >> (ND - 2 - k)) & 1) * static_cast<int64_t>(axes.step[k]);
+    return offset;
+}
+
+// Calls visit(k, low, high) for every axis and every pair of corners that differ along it.
+template <int ND, class Visit>
+void for_edges(Visit&& visit) {
+    for (int k = 0; k < ND; ++k) {
+        const int bit = 1 << (ND - 1 - k);
+        for (int c = 0; c < (1 << ND); ++c)
+            if (!(c & bit)) visit(k, c, c | bit);
+    }
 }
 
 // Corner values of a block, 0 outside the image.
 template <class T, int ND>
 void gather(const ImageAxes<ND>& axes, const Cells<T, ND>& cells, const T* image, T (&v)[1 << ND][kBlock]) {
-    for (int c = 0; c < (1 << ND); ++c) {
-        if (cells.interior) {
-            const T* corner = image;
-            for (int k = 0; k < ND; ++k) corner += side<ND>(c, k) * axes.stride[k];
-            for (int i = 0; i < kBlock; ++i) v[c][i] = corner[cells.base[i]];
-        } else {
+    constexpr int kRows = 1 << (ND - 1);
+    const T* row[kRows];
+    for (int r = 0; r < kRows; ++r) row[r] = image + row_offset(axes, r);
+    if (axes.step[ND - 1] == 1) {
+        // Both voxels of a row lie side by side: one load instead of two.
+        T pair[kRows][2 * kBlock];
+        for (int i = 0; i < kBlock; ++i)
+            for (int r = 0; r < kRows; ++r)
+                std::memcpy(&pair[r][2 * i], row[r] + cells.base[i], 2 * sizeof(T));
+        for (int r = 0; r < kRows; ++r)
             for (int i = 0; i < kBlock; ++i) {
-                int32_t at = 0, inside = 1;
-                for (int k = 0; k < ND; ++k) {
-                    at += cells.offset[k][side<ND>(c, k)][i];
-                    inside &= cells.inside[k][side<ND>(c, k)][i];
-                }
-                const T value = image[at];
-                v[c][i] = inside ? value : T(0);
+                v[2 * r][i] = pair[r][2 * i];
+                v[2 * r + 1][i] = pair[r][2 * i + 1];
             }
-        }
+    } else {
+        for (int r = 0; r < kRows; ++r)
+            for (int i = 0; i < kBlock; ++i) v[2 * r][i] = v[2 * r + 1][i] = row[r][cells.base[i]];
     }
+    if (cells.interior) return;
+    for_edges<ND>([&](int k, int low, int high) {
+        const int32_t (&from)[2][kBlock] = cells.from[k];
+        for (int i = 0; i < kBlock; ++i) {
+            const T a = v[low][i], b = v[high][i];
+            v[low][i] = from[0][i] == 0 ? a : from[0][i] == 1 ? b : T(0);
+            v[high][i] = from[1][i] == 0 ? a : from[1][i] == 1 ? b : T(0);
+        }
+    });
 }
 
-// Nearest voxel of each point (halves go to the even one, as torch rounds); -1 outside the image.
+// The adjoint: adds n points' corner values to the image. v is changed.
+template <class T, int ND>
+void scatter(const ImageAxes<ND>& axes, const Cells<T, ND>& cells, int n, T (&v)[1 << ND][kBlock], T* image) {
+    if (!cells.interior) {
+        for_edges<ND>([&](int k, int low, int high) {
+            const int32_t (&from)[2][kBlock] = cells.from[k];
+            for (int i = 0; i < kBlock; ++i) {
+                const T a = v[low][i], b = v[high][i];
+                v[low][i] = (from[0][i] == 0 ? a : T(0)) + (from[1][i] == 0 ? b : T(0));
+                v[high][i] = (from[0][i] == 1 ? a : T(0)) + (from[1][i] == 1 ? b : T(0));
+            }
+        });
+    }
+    constexpr int kRows = 1 << (ND - 1);
+    T* row[kRows];
+    for (int r = 0; r < kRows; ++r) row[r] = image + row_offset(axes, r);
+    const int64_t next = axes.step[ND - 1];
+    for (int i = 0; i < n; ++i)
+        for (int r = 0; r < kRows; ++r) {
+            T* to = row[r] + cells.base[i];
+            to[0] += v[2 * r][i];
+            to[next] += v[2 * r + 1][i];
+        }
+}
+
+// Nearest voxel of each point, halves to the even one as torch rounds; outside the image some voxel and
+// inside = 0.
 template <class T, int ND>
 void find_nearest(const SampleShape& shape, const ImageAxes<ND>& axes, T (&x)[ND][kBlock],
-                  int32_t (&voxel)[kBlock]) {
+                  int32_t (&voxel)[kBlock], int32_t (&inside)[kBlock]) {
     T slope[kBlock];
-    for (int i = 0; i < kBlock; ++i) voxel[i] = 0;
+    std::fill_n(voxel, kBlock, 0);
+    std::fill_n(inside, kBlock, 1);
     for (int k = 0; k < ND; ++k) {
         pad(shape.padding, shape.align_corners, static_cast<T>(axes.size[k]), x[k], slope);
         for (int i = 0; i < kBlock; ++i) {
             const int32_t at = static_cast<int32_t>(std::nearbyint(x[k][i]));
-            const bool inside = at >= 0 && at < axes.size[k] && voxel[i] >= 0;
-            voxel[i] = inside ? voxel[i] + at * axes.stride[k] : -1;
+            const int32_t clamped = std::min(std::max(at, 0), axes.size[k] - 1);
+            inside[i] &= at == clamped ? 1 : 0;
+            voxel[i] += clamped * axes.stride[k];
         }
     }
 }
