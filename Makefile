@@ -16,7 +16,7 @@ PY := .venv/bin/python
 READY := .venv/ready
 endif
 
-NEURALREG = $(PY) -c "from neuralreg.cli import main; main()"
+NEURALREG = $(PY) -m neuralreg
 CPP = $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
 .PHONY: .venv native demo test lint bench gpu
