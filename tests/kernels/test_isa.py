@@ -35,15 +35,3 @@ def test_parity(isa: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[0] == f"isa {isa}"
     assert done.stdout.splitlines()[-1].endswith("wrong 0")
-
-
-@pytest.mark.skipif(not SERVES, reason=REASON)
-def test_an_unknown_instruction_set_is_refused() -> None:
-    code = (
-        "import torch; from neuralreg.kernels import warp; "
-        "warp(torch.rand(1, 1, 4, 4), torch.zeros(1, 2, 4, 4), backend='cpu')"
-    )
-    done = run("mmx", "-c", code)
-    assert done.returncode != 0
-    assert "BackendError" in done.stderr
-    assert "mmx" in done.stderr

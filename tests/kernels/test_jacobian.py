@@ -123,7 +123,7 @@ def test_diffusion_loss(on: On, channels: int, spaced: bool, sizes: list[int]) -
 
 @pytest.mark.parametrize("on", DETERMINANT)
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("sizes", [[4, 3, 5], [5, 4], [1, 3, 4], [2, 2, 2]], ids=str)
+@pytest.mark.parametrize("sizes", [[4, 3, 5], [5, 4], [1, 3, 4], [2, 2, 2], [1, 1, 1]], ids=str)
 def test_determinant_gradcheck(on: On, scheme: str, sizes: list[int]) -> None:
     u, spacing = leaf(displacement(sizes)), SPACINGS[len(sizes)]
     assert torch.autograd.gradcheck(
@@ -134,7 +134,7 @@ def test_determinant_gradcheck(on: On, scheme: str, sizes: list[int]) -> None:
 @pytest.mark.parametrize("on", LOSS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize(("penalty", "threshold"), [("relu", 0.8), ("unit", 0.0)])
-@pytest.mark.parametrize("sizes", [[4, 3, 5], [5, 4], [1, 3, 4]], ids=str)
+@pytest.mark.parametrize("sizes", [[4, 3, 5], [5, 4], [1, 3, 4], [1, 1]], ids=str)
 def test_loss_gradcheck(on: On, scheme: str, penalty: str, threshold: float, sizes: list[int]) -> None:
     u, spacing = leaf(displacement(sizes)), SPACINGS[len(sizes)]
     options = (spacing, scheme, penalty, threshold)

@@ -138,7 +138,7 @@ def test_float32(on: On, padding_mode: str, ndim: int) -> None:
 @pytest.mark.parametrize("on", WARP)
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("sizes", [[4, 3, 5], [5, 4], [1, 3, 4]], ids=str)
+@pytest.mark.parametrize("sizes", [[4, 3, 5], [5, 4], [1, 3, 4], [1, 1]], ids=str)
 def test_warp_gradcheck(on: On, padding_mode: str, affine: bool, sizes: list[int]) -> None:
     ndim = len(sizes)
     out = [3, 2, 4][:ndim]
@@ -196,6 +196,14 @@ def test_gradient_to_one_input_only(on: On, wanted: str) -> None:
         assert_relative(i.grad, grad_image, 1e-12)
     else:
         assert_relative(u.grad, grad_displacement, 1e-12)
+
+
+@pytest.mark.parametrize("on", WARP)
+@pytest.mark.parametrize("padding_mode", PADDINGS)
+def test_gradient_is_there_where_it_is_zero(on: On, padding_mode: str) -> None:
+    displacement = leaf(torch.full((1, 2, 1, 1), 0.25))
+    on(warp, torch.ones(1, 1, 1, 1), displacement, padding_mode=padding_mode).sum().backward()
+    assert (torch.count_nonzero(displacement.grad) > 0) == (padding_mode == "zeros")
 
 
 @pytest.mark.parametrize("on", WARP)

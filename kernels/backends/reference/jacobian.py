@@ -68,7 +68,7 @@ def diffusion_loss(displacement: Tensor, spacing: Sequence[float] | None = None)
 def _derivative(u: Tensor, axis: int, scheme: str) -> Tensor:
     """Differences along one axis, full size, in lattice units."""
     if u.shape[axis] == 1:
-        return torch.zeros_like(u)
+        return u.diff(dim=axis).sum(axis, keepdim=True)  # zeros that stay in the graph
     inner = u.diff(dim=axis)
     last = u.shape[axis] - 2
     forward = torch.cat([inner, inner.narrow(axis, last, 1)], axis)

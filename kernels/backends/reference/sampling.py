@@ -90,6 +90,6 @@ def _add_identity(displacement: Tensor) -> Tensor:
 def _reflect(p: Tensor, size: int) -> Tensor:
     """p mirrored at 0 and size - 1 until it lies between them: a triangle wave of period 2 (size - 1)."""
     if size == 1:
-        return torch.zeros_like(p)
+        return 0 * p
     last = size - 1
     return last - (torch.remainder(p, 2 * last) - last).abs()
