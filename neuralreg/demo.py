@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 TISSUES = ("CSF", "grey matter", "white matter")
 # A coarse grid: fewer points an iteration, and a field without the levels that such a grid cannot tell apart.
 QUICK_RESOLUTION, QUICK_ITERATIONS = 4, 100
-QUICK_OPTIONS = {"stride": 2, "levels": 4, "base": 4, "finest": 18, "lr": 0.02}
+QUICK_OPTIONS = {"stride": 2, "levels": 4, "base": 3, "finest": 12, "table_range": 0.01, "lr": 0.01}
 
 
 @dataclass(frozen=True)

@@ -324,6 +324,13 @@ def test_figure_without_matplotlib(images: Path, monkeypatch: Any) -> None:
 # ---------------------------------------------------------------------- memory, interrupt, a full disk
 
 
+def test_backend_that_cannot_serve(images: Path) -> None:
+    from neuralreg.kernels import use_backend
+
+    with use_backend("triton"):
+        assert "triton" in refused(images, register(images))
+
+
 def test_out_of_memory_is_told(images: Path, monkeypatch: Any) -> None:
     import torch
 

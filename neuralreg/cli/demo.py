@@ -50,13 +50,16 @@ def command(
     moved = f"{demo['max_displacement_mm']:.1f} mm"
     title = f"MNI152 template at {demo['resolution_mm']} mm, deformed by at most {moved}"
     print_table(title, rows, ("", "before", "after"))
+    serving: dict[str, list[str]] = {}
+    for op, name in summary["backend"].items():
+        serving.setdefault(name, []).append(op)
     print_table(
         "",
         [
             ("folds", f"{summary['folds_percent']:.4f} % of voxels"),
             ("inverse consistency", f"{summary['inverse_consistency_mm']:.3f} mm"),
             ("time", f"{summary['wall_seconds']:.1f} s, {summary['cpu_seconds']:.1f} CPU s"),
-            ("backend", ", ".join(f"{op}: {name}" for op, name in summary["backend"].items())),
-            *[("written", str(path)) for path in files],
+            ("backend", ", ".join(f"{name} ({', '.join(ops)})" for name, ops in serving.items())),
+            ("written", f"{', '.join(path.name for path in files)} in {out}"),
         ],
     )

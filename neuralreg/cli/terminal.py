@@ -60,9 +60,7 @@ def print_table(title: str, rows: Iterable[tuple[str, ...]], heads: tuple[str, .
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=bool(heads), pad_edge=False
-    )
+    table = Table(box=box.SIMPLE_HEAD, show_header=bool(heads), pad_edge=False)
     rows = list(rows)
     for index in range(max(len(row) for row in rows)):
         head = heads[index] if index < len(heads) else ""
@@ -72,4 +70,6 @@ def print_table(title: str, rows: Iterable[tuple[str, ...]], heads: tuple[str, .
     console = Console()
     if not console.is_terminal:
         console.width = 1000  # a pipe has no width to fold at
+    if title:  # not the table's own, which would be folded at the table's width
+        console.print(Text(title, style="bold"))
     console.print(table)
