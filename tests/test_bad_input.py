@@ -324,11 +324,20 @@ def test_figure_without_matplotlib(images: Path, monkeypatch: Any) -> None:
 # ---------------------------------------------------------------------- memory, interrupt, a full disk
 
 
-def test_backend_that_cannot_serve(images: Path) -> None:
-    from neuralreg.kernels import use_backend
-
-    with use_backend("triton"):
-        assert "triton" in refused(images, register(images))
+@pytest.mark.parametrize("name", ["triton", "abacus"])
+def test_backend_that_cannot_serve(images: Path, name: str) -> None:
+    arguments = [str(argument) for argument in register(images)]
+    done = subprocess.run(
+        [sys.executable, "-m", "neuralreg", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NEURALREG_BACKEND": name},
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert name in done.stderr
+    assert not any((images / "out").iterdir())
 
 
 def test_out_of_memory_is_told(images: Path, monkeypatch: Any) -> None:
