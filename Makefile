@@ -17,6 +17,8 @@ READY := .venv/ready
 endif
 
 NEURALREG = $(PY) -m neuralreg
+# All cores where pytest-xdist is there, which a given PYTHON need not have.
+PARALLEL = $(shell $(PY) -c "import importlib.util as u; print('-n auto' if u.find_spec('xdist') else '')")
 CPP = $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
 .PHONY: .venv native demo test lint bench gpu
@@ -45,7 +47,7 @@ else
 endif
 
 test: native
-	$(PY) -m pytest -q $(ARGS)
+	$(PY) -m pytest -q $(PARALLEL) $(ARGS)
 
 lint: $(READY)
 	$(PY) -m ruff check .

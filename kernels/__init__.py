@@ -1,0 +1,36 @@
+"""Differentiable ops of neural-field registration, on every backend that the machine offers.
+
+Needs torch alone. Each op is a registered ``torch.library`` op with a hand-written backward; ``use_backend`` and the
+``backend`` argument choose who computes, ``backends()`` tells what serves here and why the rest does not.
+"""
+
+from .backends import cpu_field as _cpu_field
+from .backends import cpu_image as _cpu_image
+from .backends.registry import BackendError, backends, use_backend
+from .encoding import fourier_encode, hash_encode
+from .field import field
+from .flow import compose, invert
+from .jacobian import diffusion_loss, jacobian_determinant, jacobian_loss
+from .lncc import lncc
+from .sampling import grid_sample, warp
+from .spec import FieldSpec, Fourier, HashGrid
+
+__all__ = [
+    "BackendError",
+    "FieldSpec",
+    "Fourier",
+    "HashGrid",
+    "backends",
+    "compose",
+    "diffusion_loss",
+    "field",
+    "fourier_encode",
+    "grid_sample",
+    "hash_encode",
+    "invert",
+    "jacobian_determinant",
+    "jacobian_loss",
+    "lncc",
+    "use_backend",
+    "warp",
+]

@@ -9,7 +9,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "cpu/loops.h"
@@ -29,16 +31,23 @@ struct BoxAxis {
     BoxAxis adjoint() const { return {out, in, after, before}; }
 };
 
+template <class T, std::size_t... I>
+inline typename Wide::Vec widen(const T* p, std::index_sequence<I...>) {
+    return typename Wide::Vec{static_cast<double>(p[I])...};  // one converting load
+}
+
+template <class T>
+__attribute__((noinline)) typename Wide::Vec load_part(const T* p, int64_t n) {
+    typename Wide::Vec v{};
+    for (int64_t i = 0; i < n; ++i) v[i] = static_cast<double>(p[i]);
+    return v;
+}
+
 // The first n of `lanes` elements, converted to float64; zeros after them.
 template <class T>
 inline typename Wide::Vec load_wide(const T* p, int64_t n) {
-    typedef T Narrow __attribute__((vector_size(Wide::lanes * sizeof(T))));
-    Narrow v{};
-    if (n >= Wide::lanes)
-        std::memcpy(&v, p, sizeof(v));
-    else
-        for (int64_t i = 0; i < n; ++i) v[i] = p[i];
-    return __builtin_convertvector(v, typename Wide::Vec);
+    if (n < Wide::lanes) return load_part(p, n);
+    return widen(p, std::make_index_sequence<Wide::lanes>());
 }
 
 // r[j] = q[j] + ... + q[j + window - 1] for j < n; scratch holds n + window elements.
@@ -86,6 +95,7 @@ public:
           line_(std::max(x.before + blocks_ * Wide::lanes, x.out + x.window())),
           entered_(blocks_ * rows * F),
           left_(blocks_ * rows * F),
+          column_((rows + y.window()) * F),
           lines_(rows * F * line_),
           scratch_(x.out + x.window()),
           sums_(F * x.out) {}
@@ -132,30 +142,31 @@ public:
     }
 
 private:
-    // Adds the y boxes of one column block of one plane. Never inlined, so that the entering and the leaving
-    // side round alike.
+    // Adds the y boxes of one column block of one plane. The fields go through memory, so that the entering
+    // and the leaving side add the very same numbers whatever the compiler contracts.
     template <class Read>
-    __attribute__((noinline)) void add_plane(int64_t plane, int64_t y0, int64_t y1, int64_t block,
-                                             const Read& read, Vec* __restrict to) {
-        Vec entered[F] = {}, left[F] = {}, v[F];
-        int64_t entering = std::max<int64_t>(0, y0 - y_.before), leaving = entering;
-        for (int64_t row = y0; row < y1; ++row) {
-            for (; entering <= row + y_.after && entering < y_.in; ++entering) {
-                read(plane, entering, block, v);
-                for (int k = 0; k < F; ++k) entered[k] += v[k];
-            }
-            for (; leaving < row - y_.before && leaving < entering; ++leaving) {
-                read(plane, leaving, block, v);
-                for (int k = 0; k < F; ++k) left[k] += v[k];
-            }
+    void add_plane(int64_t plane, int64_t y0, int64_t y1, int64_t block, const Read& read,
+                   Vec* __restrict to) {
+        const int64_t first = std::max<int64_t>(0, y0 - y_.before), last = std::min(y_.in, y1 + y_.after);
+        for (int64_t row = first; row < last; ++row)
+            read(plane, row, block, column_.data() + (row - first) * F);
+        const Vec* v = column_.data();
+        const int64_t end = last - first;
+        int64_t entering = 0, leaving = 0;
+        Vec entered[F] = {}, left[F] = {};
+        for (int64_t row = y0 - first; row < y1 - first; ++row, to += F) {
+            for (const int64_t stop = std::min(end, row + y_.after + 1); entering < stop; ++entering)
+                for (int k = 0; k < F; ++k) entered[k] += v[entering * F + k];
+            for (const int64_t stop = std::min(end, row - y_.before); leaving < stop; ++leaving)
+                for (int k = 0; k < F; ++k) left[k] += v[leaving * F + k];
             for (int k = 0; k < F; ++k) to[k] += entered[k] - left[k];
-            to += F;
         }
     }
 
     BoxAxis z_, y_, x_;
     int64_t blocks_, line_;            // vectors in a row of input; length of a padded line
     std::vector<Vec> entered_, left_;  // [block][row][field]
+    std::vector<Vec> column_;          // [row][field] of one block, one plane
     std::vector<double> lines_;        // [row][field][line], zeros before and after the row
     std::vector<double> scratch_, sums_;
 };

@@ -31,7 +31,7 @@ inline void gemm_tile(int depth, const T* a, int64_t a_row, int64_t a_depth, con
         for (int v = 0; v < Vectors; ++v) row[v] = S::load(b + k * b_row + v * S::lanes);
 #pragma GCC unroll 8
         for (int i = 0; i < Rows; ++i) {
-            const typename S::Vec factor = S::broadcast(a[i * a_row + k * a_depth]);
+            const T factor = a[i * a_row + k * a_depth];
 #pragma GCC unroll 8
             for (int v = 0; v < Vectors; ++v) sum[i][v] += factor * row[v];
         }

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
+#include <cstring>
 #include <vector>
 
 #include "cpu/ops.h"
@@ -92,11 +92,24 @@ inline void load_unit(const T* x, int count, T (*unit)[kGridBlock]) {
         for (int d = 0; d < N; ++d) unit[d][p] = unit_coordinate(x[p * N + d]);
 }
 
-// F features an entry at compile time where it is a usual number (one vector an entry); 0 reads it at run time.
+// F features an entry at compile time where it is a usual number; 0 reads it at run time.
 template <int F>
 struct FeatureCount {
     static constexpr int value = F;
 };
+
+// One entry as a short vector, so that a corner costs one load and one multiply-add.
+template <class T, int F>
+struct Entry {
+    typedef T Vec __attribute__((vector_size(F * sizeof(T))));
+};
+
+template <class V, class T>
+inline V load_entry(const T* p) {
+    V v;
+    std::memcpy(&v, p, sizeof(v));
+    return v;
+}
 
 template <class Body>
 inline void with_features(int features, Body&& body) {
@@ -121,25 +134,23 @@ inline void grid_gather(const GridShape& grid, const std::vector<GridLevel>& lev
         cells.locate(levels[l], grid.table_size, unit, count);
         const T* entries = table + levels[l].offset * features;
         T* out = encoded + l * features;
-        for (int p = 0; p < count; ++p) {
-            T sum[F ? F : 1];
-            if constexpr (F > 0) {
-                for (int f = 0; f < F; ++f) sum[f] = 0;
-                for (int c = 0; c < cells.corners; ++c) {
-                    const T* entry = entries + static_cast<int64_t>(cells.index[c][p]) * F;
-                    const T w = cells.weight[c][p];
-                    for (int f = 0; f < F; ++f) sum[f] += w * entry[f];
-                }
-                for (int f = 0; f < F; ++f) out[p * stride + f] = sum[f];
-            } else {
-                for (int f = 0; f < features; ++f) {
-                    sum[0] = 0;
-                    for (int c = 0; c < cells.corners; ++c)
-                        sum[0] += cells.weight[c][p] *
-                                  entries[static_cast<int64_t>(cells.index[c][p]) * features + f];
-                    out[p * stride + f] = sum[0];
-                }
+        if constexpr (F > 0) {
+            using V = typename Entry<T, F>::Vec;
+            for (int p = 0; p < count; ++p) {
+                V sum{};
+#pragma GCC unroll 8
+                for (int c = 0; c < cells.corners; ++c)
+                    sum += cells.weight[c][p] * load_entry<V>(entries + static_cast<int64_t>(cells.index[c][p]) * F);
+                std::memcpy(out + p * stride, &sum, sizeof(sum));
             }
+        } else {
+            for (int p = 0; p < count; ++p)
+                for (int f = 0; f < features; ++f) {
+                    T sum = 0;
+                    for (int c = 0; c < cells.corners; ++c)
+                        sum += cells.weight[c][p] * entries[static_cast<int64_t>(cells.index[c][p]) * features + f];
+                    out[p * stride + f] = sum;
+                }
         }
     }
 }
@@ -159,10 +170,20 @@ inline void grid_scatter_level(const GridShape& grid, const GridLevel& level, co
         cells.locate(level, grid.table_size, unit, count);
         for (int p = 0; p < count; ++p) {
             const T* g = grad + (start + p) * stride;
-            for (int c = 0; c < cells.corners; ++c) {
-                T* entry = entries + static_cast<int64_t>(cells.index[c][p]) * features;
-                const T w = cells.weight[c][p];
-                for (int f = 0; f < (F ? F : features); ++f) entry[f] += w * g[f];
+            if constexpr (F > 0) {
+                using V = typename Entry<T, F>::Vec;
+                const V gradient = load_entry<V>(g);
+#pragma GCC unroll 8
+                for (int c = 0; c < cells.corners; ++c) {
+                    T* entry = entries + static_cast<int64_t>(cells.index[c][p]) * F;
+                    const V sum = load_entry<V>(entry) + cells.weight[c][p] * gradient;
+                    std::memcpy(entry, &sum, sizeof(sum));
+                }
+            } else {
+                for (int c = 0; c < cells.corners; ++c) {
+                    T* entry = entries + static_cast<int64_t>(cells.index[c][p]) * features;
+                    for (int f = 0; f < features; ++f) entry[f] += cells.weight[c][p] * g[f];
+                }
             }
         }
     }

@@ -25,12 +25,6 @@ struct Simd {
         return v;
     }
     static void store(T* p, Vec v) { std::memcpy(p, &v, sizeof(v)); }
-    static Vec broadcast(T x) { return Vec{} + x; }
-    static T sum(Vec v) {
-        T total = 0;
-        for (int i = 0; i < lanes; ++i) total += v[i];
-        return total;
-    }
 };
 
 // n rounded up to whole vectors.

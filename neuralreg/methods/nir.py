@@ -1,0 +1,163 @@
+"""NIR: medical image registration via neural fields (Sun, Han et al., arXiv 2206.03111).
+
+A field u maps a point x of the fixed grid to x + u(x). Each iteration samples the fixed grid on a coarse lattice with
+a random offset (the downsize sampler), reads the moving image where the field points, and compares local windows
+(LNCC); a penalty on the Jacobian determinant of the lattice map keeps it from folding. Inference asks the field at
+every voxel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuralreg import kernels
+from neuralreg.errors import InputError
+from neuralreg.fields import Field, HashMLP, Siren
+from neuralreg.fit import Progress, minimise
+from neuralreg.pair import Pair
+from neuralreg.samplers import Downsize, Lattice, axis_coordinates, lattice_coordinates
+
+SLAB_POINTS = 1 << 19  # points asked at once when the whole grid is evaluated
+
+
+@dataclass(frozen=True)
+class Options:
+    """Every choice of NIR. The defaults are preset ``fast``."""
+
+    encoding: str = "grid"  # grid (multi-resolution features + ReLU) or fourier (random features + sine)
+    levels: int = 6
+    features: int = 4
+    base: int = 6
+    finest: int = 36
+    log2_table_size: int = 17
+    table_range: float = 0.1
+    frequencies: int = 128
+    sigma: float = 1.0
+    omega: float = 10.0
+    initial_omega: float = 30.0
+    start_at_zero: bool = True
+    hidden: tuple[int, ...] = (64, 64)
+    iterations: int = 100
+    lr: float = 5e-3
+    final_lr: float = 0.1
+    stride: int = 3
+    lncc_window: int = 9
+    jacobian_weight: float = 10.0
+    jacobian_threshold: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.encoding not in ("grid", "fourier"):
+            raise ValueError(f"encoding must be grid or fourier, got {self.encoding!r}")
+        for name in ("iterations", "stride", "lncc_window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.lr <= 0 or not 0 <= self.final_lr <= 1:
+            raise ValueError(f"needs lr > 0 and 0 <= final_lr <= 1, got {self.lr}, {self.final_lr}")
+
+
+PRESETS = {
+    "fast": Options(),
+    # Released code: Fourier scale 1 (its YAML), learning rate 1e-3 over 3000 iterations (its YAML), relu(-det) times 10,
+    # last layer not started at zero.
+    "paper-displacement": Options(
+        encoding="fourier",
+        hidden=(256, 256, 256, 256),
+        iterations=3000,
+        lr=1e-3,
+        jacobian_threshold=0.0,
+        start_at_zero=False,
+    ),
+}
+
+
+def make_field(options: Options, ndim: int) -> Field:
+    """The field that the options describe, freshly started."""
+    if options.encoding == "grid":
+        return HashMLP(
+            ndim=ndim,
+            levels=options.levels,
+            features=options.features,
+            base=options.base,
+            finest=options.finest,
+            log2_table_size=options.log2_table_size,
+            hidden=options.hidden,
+            table_range=options.table_range,
+        )
+    return Siren(
+        ndim=ndim,
+        frequencies=options.frequencies,
+        sigma=options.sigma,
+        hidden=options.hidden,
+        omega=options.omega,
+        initial_omega=options.initial_omega,
+        start_at_zero=options.start_at_zero,
+    )
+
+
+def fit(
+    pair: Pair, options: Options, *, seed: int = 0, progress: Progress | None = None
+) -> tuple[Field, list[dict[str, Any]]]:
+    """Fits a field to one pair; returns it with the history of the loss and its parts."""
+    device = pair.fixed.device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        field = make_field(options, pair.ndim).to(device)
+    sampler = Downsize(pair.grid, options.stride, torch.Generator().manual_seed(seed), device)
+    if min(sampler.shape) < 2:
+        raise InputError(f"stride {options.stride} leaves fewer than 2 points on an axis of the grid {pair.grid}; lower it")
+
+    if options.lncc_window > min(sampler.shape):
+        raise InputError(
+            f"lncc_window {options.lncc_window} is larger than the lattice {sampler.shape} that stride {options.stride} leaves; "
+            "lower one of them"
+        )
+
+    def step(iteration: int) -> dict[str, Tensor]:
+        lattice = sampler.draw()
+        displacement = lattice.displacement(field(lattice.coordinates()))
+        similarity = lattice_similarity(pair, lattice, displacement, options)
+        folding = kernels.jacobian_loss(displacement, threshold=options.jacobian_threshold)
+        regulariser = options.jacobian_weight * folding
+        return {"loss": regulariser - similarity, "similarity": similarity, "regulariser": regulariser}
+
+    history = minimise(
+        step,
+        field.parameters(),
+        iterations=options.iterations,
+        lr=options.lr,
+        final_lr=options.final_lr,
+        progress=progress,
+    )
+    return field, history
+
+
+def lattice_similarity(pair: Pair, lattice: Lattice, displacement: Tensor, options: Options) -> Tensor:
+    """LNCC between the fixed image on the lattice and the moving image where the displacement points."""
+    affine = lattice.affine(pair.voxel_affine)
+    warped = kernels.warp(pair.moving, displacement, affine)
+    mask = None if pair.fixed_mask is None else lattice.pick(pair.fixed_mask)
+    if pair.moving_mask is not None:
+        inside = kernels.warp(pair.moving_mask, displacement.detach(), affine, mode="nearest")
+        mask = inside if mask is None else mask * inside
+    return kernels.lncc(lattice.pick(pair.fixed), warped, options.lncc_window, mask=mask)
+
+
+@torch.no_grad()
+def dense_displacement(field: Field, grid: tuple[int, ...], progress: Progress | None = None) -> Tensor:
+    """The field at every voxel of the grid: (ndim, *grid) displacement in voxels, slab by slab."""
+    device = next(field.parameters()).device
+    axes = [axis_coordinates(torch.arange(n, device=device, dtype=torch.float64), n).float() for n in grid]
+    half = torch.tensor([(n - 1) / 2 for n in grid], device=device)
+    result = torch.empty(len(grid), *grid, device=device)
+    planes = max(1, SLAB_POINTS // max(1, result[0, 0].numel()))
+    for start in range(0, grid[0], planes):
+        slab = axes[0][start : start + planes]
+        values = field(lattice_coordinates([slab, *axes[1:]])) * half
+        result[:, start : start + planes] = values.T.reshape(len(grid), len(slab), *grid[1:])
+        if progress:
+            progress(min(start + planes, grid[0]), grid[0], float("nan"), "evaluate")
+    return result

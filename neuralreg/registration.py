@@ -1,0 +1,281 @@
+"""``register``: from two images to a transform, its inverse, the warped image and a summary."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from neuralreg.errors import InputError
+from neuralreg.fields import Field
+from neuralreg.fit import Progress
+from neuralreg.images import (
+    Image,
+    check_pair,
+    check_registrable,
+    read_image,
+    read_mask,
+    scale_intensity,
+)
+from neuralreg.kernels.backends import native, registry
+from neuralreg.metrics import folds_percent, sdlogj
+from neuralreg.options import resolve
+from neuralreg.pair import Pair
+from neuralreg.transforms import Transform, center_alignment, inverse_consistency, read_affine
+from neuralreg.writing import atomic_path
+
+METHODS = {"nir": "neuralreg.methods.nir"}
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What :func:`register` found.
+
+    Attributes:
+        transform: maps fixed physical points to moving physical points.
+        inverse: maps moving physical points to fixed ones, on the moving grid.
+        warped: the moving image on the fixed grid, in the moving image's intensities.
+        fixed, moving: the images as read.
+        field: the fitted network; ``field(x)`` is the displacement in coordinates of [-1, 1].
+        history: one dict an iteration: iteration, loss, similarity, regulariser.
+        summary: settings, versions, figures; plain types, ready for JSON.
+    """
+
+    transform: Transform
+    inverse: Transform
+    warped: Image
+    fixed: Image
+    moving: Image
+    field: Field
+    history: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+    def save_field(self, path: str | os.PathLike[str]) -> None:
+        """Writes the network, its spec and the geometry as a ``torch.save`` file that loads with weights_only."""
+        content = {
+            "method": self.summary["method"],
+            "options": self.summary["options"],
+            "field": self.field.describe(),
+            "fixed_shape": list(self.transform.fixed.shape),
+            "fixed_affine": torch.from_numpy(self.transform.fixed.affine),
+            "initial": torch.from_numpy(np.asarray(self.transform.initial)),
+        }
+        with atomic_path(path) as temporary:
+            torch.save(content, temporary)
+
+
+def register(
+    fixed: Any,
+    moving: Any,
+    method: str = "nir",
+    preset: str = "fast",
+    *,
+    fixed_mask: Any = None,
+    moving_mask: Any = None,
+    initial_transform: Any = None,
+    center: bool = False,
+    window: tuple[float, float] | None = None,
+    quantiles: tuple[float, float] | None = None,
+    nan_to: float | None = None,
+    iterations: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Registration:
+    """Registers ``moving`` to ``fixed``: finds the moving point of every fixed point.
+
+    Args:
+        fixed, moving: paths, nibabel or SimpleITK images, tensors or :class:`~neuralreg.images.Image`. Shape, spacing,
+            orientation and origin may differ.
+        method: "nir".
+        preset: the method's settings by name: "fast" or "paper-displacement".
+        fixed_mask, moving_mask: images on the grid of their image; windows centred outside are left out of the
+            similarity.
+        initial_transform: affine from fixed to moving physical points: a path (ITK .tfm or .txt, .mat, 4x4 text; LPS)
+            or a 4x4 array in RAS world coordinates.
+        center: without an initial transform, align the centres of mass first.
+        window: intensities (low, high) that become 0 and 1, for both images (CT).
+        quantiles: without a window, the quantiles that become 0 and 1; default (0, 0.999).
+        nan_to: value that replaces NaN and infinity in the voxels; None makes them an error.
+        iterations: overrides the preset's.
+        seed: of every random choice.
+        device: "auto", "cpu", "cuda", "cuda:0", ...
+        threads: CPU threads; None keeps torch's setting.
+        progress: called with (iteration, total, loss, stage).
+        **options: the method's own options by name.
+
+    Raises:
+        InputError: something about the input, told in one line.
+    """
+    wall, cpu = time.perf_counter(), time.process_time()
+    module = method_module(method)
+    if iterations is not None:
+        options["iterations"] = iterations
+    chosen = resolve(module.PRESETS, preset, options, method)
+    target = pick_device(device)
+    threads_before = torch.get_num_threads()
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    try:
+        fixed_image = read_image(fixed, role="fixed image", nan_to=nan_to)
+        moving_image = read_image(moving, role="moving image", nan_to=nan_to)
+        check_pair(fixed_image.geometry, moving_image.geometry)
+        check_registrable(fixed_image, "fixed image")
+        check_registrable(moving_image, "moving image")
+        masks = [
+            None if mask is None else read_mask(mask, role=role, like=image.geometry).data
+            for mask, role, image in (
+                (fixed_mask, "fixed mask", fixed_image),
+                (moving_mask, "moving mask", moving_image),
+            )
+        ]
+        initial, initial_name = find_initial(initial_transform, center, fixed_image, moving_image)
+        scaling: dict[str, Any] = {}
+        scaled = []
+        for name, image, mask in zip(("fixed", "moving"), (fixed_image, moving_image), masks, strict=True):
+            values, scaling[name] = scale_intensity(
+                image, window=window, mask=mask, **({} if quantiles is None else {"quantiles": quantiles})
+            )
+            scaled.append(values)
+        affine = voxel_affine(fixed_image, moving_image, initial)
+        pair = Pair(
+            *(values[None, None].to(target) for values in scaled),
+            torch.from_numpy(affine).float().to(target),
+            *(None if mask is None else mask[None, None].float().to(target) for mask in masks),
+        )
+        del scaled, values
+        field, history = module.fit(pair, chosen, seed=seed, progress=progress)
+        displacement = module.dense_displacement(field, pair.grid, progress).cpu()
+        del pair
+        transform = Transform(displacement, fixed_image.geometry, moving_image.geometry, initial)
+        warped = transform.warp(moving_image)
+        inverse = transform.inverse(moving_image.geometry)
+        consistency = inverse_consistency(transform, inverse)
+        summary = {
+            "method": method,
+            "preset": preset,
+            "options": asdict(chosen),
+            "seed": seed,
+            "parameters": sum(p.numel() for p in field.parameters()),
+            "iterations": chosen.iterations,
+            "similarity": history[-1]["similarity"] if history else None,
+            "loss": history[-1]["loss"] if history else None,
+            "folds_percent": folds_percent(displacement),
+            "sdlogj": sdlogj(displacement, None if masks[0] is None else masks[0]),
+            "inverse_consistency_mm": consistency["mean_mm"],
+            "inverse_consistency": consistency,
+            "intensity": scaling,
+            "initial_transform": initial_name,
+            "initial_matrix_ras": np.asarray(initial).tolist(),
+            "inputs": {"fixed": describe(fixed, fixed_image), "moving": describe(moving, moving_image)},
+            "wall_seconds": time.perf_counter() - wall,
+            "cpu_seconds": time.process_time() - cpu,
+            "peak_memory_mb": peak_memory_mb(),
+            **environment(target),
+        }
+    finally:
+        torch.set_num_threads(threads_before)
+    return Registration(transform, inverse, warped, fixed_image, moving_image, field, history, summary)
+
+
+def method_module(method: str) -> Any:
+    """The module of a method by name."""
+    if method not in METHODS:
+        raise InputError(f"there is no method {method!r}; choose from {', '.join(sorted(METHODS))}")
+    return importlib.import_module(METHODS[method])
+
+
+def pick_device(device: str) -> torch.device:
+    """The torch device of a name; "auto" takes the GPU where there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from None
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {device!r}: torch sees no CUDA device here; use --device cpu")
+    if target.type not in ("cpu", "cuda"):
+        raise InputError(f"device {device!r} is not supported; use auto, cpu, cuda or cuda:N")
+    return target
+
+
+def find_initial(source: Any, center: bool, fixed: Image, moving: Image) -> tuple[np.ndarray, str]:
+    """The affine that stands before the field, RAS world, and where it came from."""
+    ndim = fixed.ndim
+    if source is None:
+        if center:
+            return center_alignment(fixed, moving), "centre alignment"
+        return np.eye(ndim + 1), "identity"
+    if isinstance(source, (str, os.PathLike)):
+        matrix, name = read_affine(source), str(source)
+    else:
+        matrix, name = np.asarray(source, dtype=np.float64), "given"
+    if matrix.shape != (ndim + 1, ndim + 1):
+        raise InputError(f"initial transform {name}: needs a {ndim + 1}x{ndim + 1} matrix, got {matrix.shape}")
+    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:ndim, :ndim])) < 1e-8:
+        raise InputError(f"initial transform {name} is singular: it maps the volume onto a plane or less")
+    return matrix, name
+
+
+def voxel_affine(fixed: Image, moving: Image, initial: np.ndarray) -> np.ndarray:
+    """(ndim, ndim + 1): fixed voxel to moving voxel through the initial affine."""
+    return (np.linalg.inv(moving.affine) @ initial @ fixed.affine)[: fixed.ndim]
+
+
+def describe(source: Any, image: Image) -> dict[str, Any]:
+    """Name and geometry of an input, for the summary."""
+    name = str(source) if isinstance(source, (str, Path)) else type(source).__name__
+    return {"source": name, "shape": list(image.shape), "affine_ras": image.affine.tolist()}
+
+
+def peak_memory_mb() -> float:
+    """High-water mark of this process's resident memory."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, backend and hardware that a run used."""
+    from importlib.metadata import version
+
+    serving = {op: registry.choose(op, device) for op in ("field", "warp", "lncc", "jacobian_loss")}
+    return {
+        "versions": {
+            "neuralreg": version("neuralreg"),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "backend": serving,
+        "cpu_isa": native.cpu_isa() if "cpu" in serving.values() else None,
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        },
+    }
+
+
+def cpu_name() -> str:
+    """The processor's model name."""
+    try:
+        with open("/proc/cpuinfo") as info:
+            return next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
