@@ -4,8 +4,7 @@ Needs torch alone. Each op is a registered ``torch.library`` op with a hand-writ
 ``backend`` argument choose who computes, ``backends()`` tells what serves here and why the rest does not.
 """
 
-from .backends import cpu_field as _cpu_field
-from .backends import cpu_image as _cpu_image
+from .backends import cpu_field, cpu_image  # noqa: F401 (register the cpu backend)
 from .backends.registry import BackendError, backends, use_backend
 from .encoding import fourier_encode, hash_encode
 from .field import field

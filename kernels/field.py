@@ -31,7 +31,14 @@ def flatten(spec: FieldSpec) -> tuple[list[int], list[float]]:
         resolutions = encoding.resolutions
     elif isinstance(encoding, Fourier):
         kind, frequencies, scale = "fourier", encoding.frequencies, encoding.scale
-    head = [_KIND[kind], features, table_size, frequencies, ACTIVATIONS.index(spec.activation), len(resolutions)]
+    head = [
+        _KIND[kind],
+        features,
+        table_size,
+        frequencies,
+        ACTIVATIONS.index(spec.activation),
+        len(resolutions),
+    ]
     return [*head, *resolutions, *spec.widths], [scale, *spec.omega]
 
 
@@ -116,7 +123,9 @@ def field(x: Tensor, params: list[Tensor], spec: FieldSpec, *, backend: str | No
         raise ValueError(f"field: x has {x.shape[1]} coordinates, the spec wants {spec.ndim}")
     shapes = spec.parameter_shapes()
     if [tuple(p.shape) for p in params] != shapes:
-        raise ValueError(f"field: params must have the shapes {shapes}, got {[tuple(p.shape) for p in params]}")
+        raise ValueError(
+            f"field: params must have the shapes {shapes}, got {[tuple(p.shape) for p in params]}"
+        )
     for index, parameter in enumerate(params):
         check_same_kind("field", x=x, **{f"params[{index}]": parameter})
     chosen = registry.choose("field", x.device, backend)

@@ -151,8 +151,8 @@ def jacobian_loss(
 
     Args:
         displacement, spacing, scheme: as in :func:`jacobian_determinant`.
-        penalty: "relu": relu(threshold - det), with threshold 0 the folding penalty of NIR; "unit": abs(det - 1),
-            which asks for the preservation of volume (IDIR, Wolterink et al. 2022).
+        penalty: "relu": relu(threshold - det), with threshold 0 the folding penalty of NIR; "unit":
+            abs(det - 1), which asks for the preservation of volume (IDIR, Wolterink et al. 2022).
         threshold: determinants below it are penalised ("relu" only).
         backend: "cpu", "reference", ...; None chooses.
 

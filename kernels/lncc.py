@@ -207,7 +207,7 @@ def lncc(
         Differentiable once in both images. Sums are float64, so offsets of 1e4 and constant regions are
         harmless. Results do not depend on the number of threads. NaN in an image spreads to the mean.
 
-    Memory beyond inputs and outputs: about a megabyte a thread. For the backward pass 3 volumes of the
+    Memory beyond inputs and outputs: one to a few megabytes a thread. For the backward pass 3 volumes of the
     windows' size (gradient to one image) or 5 (both), in the images' dtype but at least float32; with
     ``recompute`` none is kept and the backward pass allocates 3 or 5 slabs of 15 + window planes. A mask
     costs one byte a voxel more.

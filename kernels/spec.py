@@ -32,7 +32,9 @@ class HashGrid:
                 f"HashGrid: levels and features must be at least 1, got {self.levels}, {self.features}"
             )
         if not 2 <= self.base <= self.finest:
-            raise ValueError(f"HashGrid: needs 2 <= base <= finest, got base {self.base}, finest {self.finest}")
+            raise ValueError(
+                f"HashGrid: needs 2 <= base <= finest, got base {self.base}, finest {self.finest}"
+            )
         if not 1 <= self.log2_table_size <= 30:
             raise ValueError(f"HashGrid: log2_table_size must lie in 1..30, got {self.log2_table_size}")
 
@@ -42,9 +44,7 @@ class HashGrid:
         if self.levels == 1:
             return (self.base,)
         growth = math.log(self.finest / self.base) / (self.levels - 1)
-        return tuple(
-            math.floor(self.base * math.exp(growth * level) + 1e-6) for level in range(self.levels)
-        )
+        return tuple(math.floor(self.base * math.exp(growth * level) + 1e-6) for level in range(self.levels))
 
     def entries(self, ndim: int) -> tuple[int, ...]:
         """Table entries of every level in ``ndim`` dimensions."""

@@ -74,9 +74,15 @@ def load_field(description: dict[str, Any]) -> Field:
         ValueError: written by another format version.
     """
     if description.get("format") != FORMAT:
-        raise ValueError(f"field format {description.get('format')!r} is not {FORMAT}, which this version reads")
+        raise ValueError(
+            f"field format {description.get('format')!r} is not {FORMAT}, which this version reads"
+        )
     kind = description["encoding"]
-    encoding = None if kind is None else {"HashGrid": HashGrid, "Fourier": Fourier}[kind](**description["encoding_options"])
+    encoding = (
+        None
+        if kind is None
+        else {"HashGrid": HashGrid, "Fourier": Fourier}[kind](**description["encoding_options"])
+    )
     result = Field(
         FieldSpec(
             description["ndim"],

@@ -50,10 +50,13 @@ def minimise(
     if not records:
         return []
     names = list(records[0])
-    table = torch.stack([torch.stack([record[name].float() for name in names]) for record in records]).tolist()
+    table = torch.stack(
+        [torch.stack([record[name].float() for name in names]) for record in records]
+    ).tolist()
     history = [{"iteration": i, **dict(zip(names, row, strict=True))} for i, row in enumerate(table)]
     if not all(torch.isfinite(torch.tensor(table[-1]))):
         raise NeuralregError(
-            f"the loss became {history[-1]['loss']} in {stage}: lower the learning rate (--option lr=...) or check the intensities"
+            f"the loss became {history[-1]['loss']} in {stage}: lower the learning rate "
+            "(--option lr=...) or check the intensities"
         )
     return history

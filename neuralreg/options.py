@@ -7,23 +7,27 @@ from typing import Any, TypeVar
 
 from neuralreg.errors import InputError
 
-O = TypeVar("O")
+Options = TypeVar("Options")
 
 
-def resolve(presets: dict[str, O], preset: str, overrides: dict[str, Any], method: str) -> O:
+def resolve(presets: dict[str, Options], preset: str, overrides: dict[str, Any], method: str) -> Options:
     """The options of ``preset`` with the given overrides; strings are converted to the option's own type.
 
     Raises:
         InputError: unknown preset or option, or a value that does not convert; the line lists what exists.
     """
     if preset not in presets:
-        raise InputError(f"method {method} has no preset {preset!r}; choose from {', '.join(sorted(presets))}")
+        raise InputError(
+            f"method {method} has no preset {preset!r}; choose from {', '.join(sorted(presets))}"
+        )
     options = presets[preset]
     known = {f.name for f in fields(options)}  # type: ignore[arg-type]
     changes = {}
     for name, value in overrides.items():
         if name not in known:
-            raise InputError(f"method {method} has no option {name!r}; options are {', '.join(sorted(known))}")
+            raise InputError(
+                f"method {method} has no option {name!r}; options are {', '.join(sorted(known))}"
+            )
         changes[name] = convert(name, value, getattr(options, name))
     try:
         return replace(options, **changes)  # type: ignore[type-var]
@@ -37,7 +41,9 @@ def convert(name: str, value: Any, like: Any) -> Any:
         if isinstance(like, bool):
             if isinstance(value, bool):
                 return value
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[str(value).lower()]
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                str(value).lower()
+            ]
         if isinstance(like, tuple):
             parts = value.split(",") if isinstance(value, str) else value
             return tuple(type(like[0])(part) for part in parts)

@@ -152,9 +152,11 @@ def register(
             scaled.append(values)
         affine = voxel_affine(fixed_image, moving_image, initial)
         pair = Pair(
-            *(values[None, None].to(target) for values in scaled),
+            scaled[0][None, None].to(target),
+            scaled[1][None, None].to(target),
             torch.from_numpy(affine).float().to(target),
-            *(None if mask is None else mask[None, None].float().to(target) for mask in masks),
+            None if masks[0] is None else masks[0][None, None].float().to(target),
+            None if masks[1] is None else masks[1][None, None].float().to(target),
         )
         del scaled, values
         field, history = module.fit(pair, chosen, seed=seed, progress=progress)
@@ -225,7 +227,9 @@ def find_initial(source: Any, center: bool, fixed: Image, moving: Image) -> tupl
     else:
         matrix, name = np.asarray(source, dtype=np.float64), "given"
     if matrix.shape != (ndim + 1, ndim + 1):
-        raise InputError(f"initial transform {name}: needs a {ndim + 1}x{ndim + 1} matrix, got {matrix.shape}")
+        raise InputError(
+            f"initial transform {name}: needs a {ndim + 1}x{ndim + 1} matrix, got {matrix.shape}"
+        )
     if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:ndim, :ndim])) < 1e-8:
         raise InputError(f"initial transform {name} is singular: it maps the volume onto a plane or less")
     return matrix, name
@@ -278,4 +282,3 @@ def cpu_name() -> str:
             return next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-

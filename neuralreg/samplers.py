@@ -62,7 +62,9 @@ class Downsize:
     The lattice has floor(N / stride) points an axis (at least one) for every offset, so shapes never change.
     """
 
-    def __init__(self, grid: tuple[int, ...], stride: int, generator: torch.Generator, device: torch.device) -> None:
+    def __init__(
+        self, grid: tuple[int, ...], stride: int, generator: torch.Generator, device: torch.device
+    ) -> None:
         self.grid, self.stride = grid, stride
         self.shape = tuple(max(1, n // stride) for n in grid)
         self.generator, self.device = generator, device

@@ -1,6 +1,6 @@
-// Encoding + MLP in one pass over blocks of points. The backward recomputes the forward of its block, so that no
-// activation outlives a block; table gradients go through a bounded buffer from which each level is scattered by one
-// thread.
+// Encoding + MLP in one pass over blocks of points. The backward recomputes the forward of its block, so that
+// no activation outlives a block; table gradients go through a bounded buffer from which each level is
+// scattered by one thread.
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -55,7 +55,8 @@ public:
         });
     }
 
-    void backward(int64_t n, const T* x, const T* grad_y, T* grad_x, const std::vector<T*>& grads, int threads) const {
+    void backward(int64_t n, const T* x, const T* grad_y, T* grad_x, const std::vector<T*>& grads,
+                  int threads) const {
         const bool has = shape_.encoding != Encoding::kIdentity;
         T* grad_encoding = has ? grads[0] : nullptr;
         T* const* grad_layers = grads.data() + (has ? 1 : 0);
@@ -89,12 +90,14 @@ public:
                 }
             });
             if (scatter)
-                parallel_for(static_cast<int64_t>(levels_.size()), threads, 1, [&](int64_t begin, int64_t end, int) {
-                    const int features = shape_.grid.features;
-                    for (int64_t l = begin; l < end; ++l)
-                        grid_scatter_level<T, N, F>(shape_.grid, levels_[l], x + first * N, points,
-                                                    buffered.data() + l * points * features, features, grad_encoding);
-                });
+                parallel_for(
+                    static_cast<int64_t>(levels_.size()), threads, 1, [&](int64_t begin, int64_t end, int) {
+                        const int features = shape_.grid.features;
+                        for (int64_t l = begin; l < end; ++l)
+                            grid_scatter_level<T, N, F>(shape_.grid, levels_[l], x + first * N, points,
+                                                        buffered.data() + l * points * features, features,
+                                                        grad_encoding);
+                    });
         }
         for (size_t i = 0; i < grad_b.size(); ++i) grad_encoding[i % b_size] += grad_b[i];
         if (want_layers)
@@ -111,8 +114,8 @@ private:
                 grid_gather<T, N, F>(shape_.grid, levels_, x, count, params_.encoding, encoded, stride);
                 break;
             case Encoding::kFourier:
-                fourier_block(N, shape_.frequencies, static_cast<T>(shape_.fourier_scale), count, x, params_.encoding,
-                              encoded, stride);
+                fourier_block(N, shape_.frequencies, static_cast<T>(shape_.fourier_scale), count, x,
+                              params_.encoding, encoded, stride);
                 break;
             case Encoding::kIdentity:
                 for (int p = 0; p < count; ++p)
@@ -134,7 +137,8 @@ private:
         switch (shape_.encoding) {
             case Encoding::kGrid:
                 if (grad_x)
-                    grid_gradient_x<T, N, F>(shape_.grid, levels_, x, count, params_.encoding, g, stride, grad_x);
+                    grid_gradient_x<T, N, F>(shape_.grid, levels_, x, count, params_.encoding, g, stride,
+                                             grad_x);
                 break;
             case Encoding::kFourier:
                 fourier_block_backward(N, shape_.frequencies, static_cast<T>(shape_.fourier_scale), count, x,
@@ -148,7 +152,8 @@ private:
     }
 
     // [level][point][feature]: what the owner of a level reads is contiguous
-    void buffer_gradient(const LayerBlock<T>& block, int count, int64_t points, int64_t start, T* buffered) const {
+    void buffer_gradient(const LayerBlock<T>& block, int count, int64_t points, int64_t start,
+                         T* buffered) const {
         const int features = F ? F : shape_.grid.features;
         for (size_t l = 0; l < levels_.size(); ++l)
             for (int p = 0; p < count; ++p)
@@ -189,10 +194,11 @@ void field_backward(const FieldShape& shape, int64_t n, const T* x, const std::v
                   [&](const auto& run) { run.backward(n, x, grad_y, grad_x, grad_params, threads); });
 }
 
-#define NR_INSTANTIATE(T)                                                                                             \
-    template void field_forward<T>(const FieldShape&, int64_t, const T*, const std::vector<const T*>&, T*, int);     \
-    template void field_backward<T>(const FieldShape&, int64_t, const T*, const std::vector<const T*>&, const T*, T*, \
-                                    const std::vector<T*>&, int);
+#define NR_INSTANTIATE(T)                                                                                  \
+    template void field_forward<T>(const FieldShape&, int64_t, const T*, const std::vector<const T*>&, T*, \
+                                   int);                                                                   \
+    template void field_backward<T>(const FieldShape&, int64_t, const T*, const std::vector<const T*>&,    \
+                                    const T*, T*, const std::vector<T*>&, int);
 NR_INSTANTIATE(float)
 NR_INSTANTIATE(double)
 #undef NR_INSTANTIATE

@@ -8,8 +8,8 @@
 namespace nr {
 
 template <class T>
-inline void fourier_block(int ndim, int frequencies, T scale, int64_t count, const T* x, const T* b, T* encoded,
-                          int64_t stride) {
+inline void fourier_block(int ndim, int frequencies, T scale, int64_t count, const T* x, const T* b,
+                          T* encoded, int64_t stride) {
     for (int64_t p = 0; p < count; ++p) {
         T* sine = encoded + p * stride;
         T* cosine = sine + frequencies;
@@ -23,8 +23,8 @@ inline void fourier_block(int ndim, int frequencies, T scale, int64_t count, con
 // Writes grad_x and adds to grad_b (either may be null) from the features and their gradient.
 template <class T>
 inline void fourier_block_backward(int ndim, int frequencies, T scale, int64_t count, const T* x, const T* b,
-                                   const T* encoded, int64_t stride, const T* grad, int64_t grad_stride, T* grad_x,
-                                   T* grad_b) {
+                                   const T* encoded, int64_t stride, const T* grad, int64_t grad_stride,
+                                   T* grad_x, T* grad_b) {
     for (int64_t p = 0; p < count; ++p) {
         const T* sine = encoded + p * stride;
         const T* cosine = sine + frequencies;

@@ -1,6 +1,7 @@
-// C += A B with C and B row-major and A read element by element at any strides, which serves a layer's forward
-// (A = activations), its input gradient (A = output gradient) and its weight gradient (A = transposed output
-// gradient) alike. Register tiles of kTileRows x (kTileVectors vectors); columns are whole vectors (padded).
+// C += A B with C and B row-major and A read element by element at any strides, which serves a layer's
+// forward (A = activations), its input gradient (A = output gradient) and its weight gradient (A = transposed
+// output gradient) alike. Register tiles of kTileRows x (kTileVectors vectors); columns are whole vectors
+// (padded).
 #pragma once
 
 #include <algorithm>
@@ -43,11 +44,12 @@ inline void gemm_tile(int depth, const T* a, int64_t a_row, int64_t a_depth, con
 }
 
 template <class T, int Vectors>
-inline void gemm_rows(int rows, int depth, const T* a, int64_t a_row, int64_t a_depth, const T* b, int64_t b_row,
-                      T* c, int64_t c_row) {
+inline void gemm_rows(int rows, int depth, const T* a, int64_t a_row, int64_t a_depth, const T* b,
+                      int64_t b_row, T* c, int64_t c_row) {
     int i = 0;
     for (; i + kTileRows <= rows; i += kTileRows)
-        gemm_tile<T, kTileRows, Vectors>(depth, a + i * a_row, a_row, a_depth, b, b_row, c + i * c_row, c_row);
+        gemm_tile<T, kTileRows, Vectors>(depth, a + i * a_row, a_row, a_depth, b, b_row, c + i * c_row,
+                                         c_row);
     const T* a_rest = a + i * a_row;
     T* c_rest = c + i * c_row;
     switch (rows - i) {

@@ -1,5 +1,5 @@
-// Blocks of points in a multi-resolution grid: cells and weights are computed for a block at once (vectorised), the
-// corners are then gathered or scattered point by point. Shared by hash_encode and field.
+// Blocks of points in a multi-resolution grid: cells and weights are computed for a block at once
+// (vectorised), the corners are then gathered or scattered point by point. Shared by hash_encode and field.
 #pragma once
 
 #include <algorithm>
@@ -33,7 +33,6 @@ inline std::vector<GridLevel> grid_levels(const GridShape& grid) {
     }
     return levels;
 }
-
 
 // Where the points of a block lie in one level.
 template <class T, int N>
@@ -140,7 +139,8 @@ inline void grid_gather(const GridShape& grid, const std::vector<GridLevel>& lev
                 V sum{};
 #pragma GCC unroll 8
                 for (int c = 0; c < cells.corners; ++c)
-                    sum += cells.weight[c][p] * load_entry<V>(entries + static_cast<int64_t>(cells.index[c][p]) * F);
+                    sum += cells.weight[c][p] *
+                           load_entry<V>(entries + static_cast<int64_t>(cells.index[c][p]) * F);
                 std::memcpy(out + p * stride, &sum, sizeof(sum));
             }
         } else {
@@ -148,18 +148,19 @@ inline void grid_gather(const GridShape& grid, const std::vector<GridLevel>& lev
                 for (int f = 0; f < features; ++f) {
                     T sum = 0;
                     for (int c = 0; c < cells.corners; ++c)
-                        sum += cells.weight[c][p] * entries[static_cast<int64_t>(cells.index[c][p]) * features + f];
+                        sum += cells.weight[c][p] *
+                               entries[static_cast<int64_t>(cells.index[c][p]) * features + f];
                     out[p * stride + f] = sum;
                 }
         }
     }
 }
 
-// Adds the gradient of one level's entries for n points; grad[p * stride + f] belongs to this level. One thread owns
-// a level, so that no two threads meet and the sum has one order.
+// Adds the gradient of one level's entries for n points; grad[p * stride + f] belongs to this level. One
+// thread owns a level, so that no two threads meet and the sum has one order.
 template <class T, int N, int F>
-inline void grid_scatter_level(const GridShape& grid, const GridLevel& level, const T* x, int64_t n, const T* grad,
-                               int64_t stride, T* grad_table) {
+inline void grid_scatter_level(const GridShape& grid, const GridLevel& level, const T* x, int64_t n,
+                               const T* grad, int64_t stride, T* grad_table) {
     const int features = F ? F : grid.features;
     T* entries = grad_table + level.offset * features;
     GridCells<T, N> cells;
@@ -191,8 +192,8 @@ inline void grid_scatter_level(const GridShape& grid, const GridLevel& level, co
 
 // grad_x[p * N + d] for up to kGridBlock points, written; grad as in grid_gather
 template <class T, int N, int F>
-inline void grid_gradient_x(const GridShape& grid, const std::vector<GridLevel>& levels, const T* x, int count,
-                            const T* table, const T* grad, int64_t stride, T* grad_x) {
+inline void grid_gradient_x(const GridShape& grid, const std::vector<GridLevel>& levels, const T* x,
+                            int count, const T* table, const T* grad, int64_t stride, T* grad_x) {
     const int features = F ? F : grid.features;
     T unit[N][kGridBlock];
     load_unit<T, N>(x, count, unit);

@@ -51,8 +51,8 @@ struct PackedLayers {
     }
 };
 
-// One thread's buffers. value[l] holds the input of layer l, value.back() the field's output; slope[l] the activation's
-// derivative behind value[l] (sine); all [kFieldBlock][padded width].
+// One thread's buffers. value[l] holds the input of layer l, value.back() the field's output; slope[l] the
+// activation's derivative behind value[l] (sine); all [kFieldBlock][padded width].
 template <class T>
 class LayerBlock {
 public:
@@ -92,14 +92,15 @@ public:
         }
     }
 
-    // After forward, with output_gradient() filled: adds to the weight gradients, leaves input_gradient() when wanted.
+    // After forward, with output_gradient() filled: adds to the weight gradients, leaves input_gradient()
+    // when wanted.
     void backward(int count, bool want_weights, bool want_input) {
         for (size_t l = packed_.layers.size(); l-- > 0;) {
             const auto& layer = packed_.layers[l];
             const T* dz = gradient_[l + 1].data();
             if (want_weights) {
-                gemm(layer.out, static_cast<int>(layer.in_padded), count, dz, 1, layer.out_padded, value_[l].data(),
-                     layer.in_padded, weight_gradient_[l].data(), layer.in_padded);
+                gemm(layer.out, static_cast<int>(layer.in_padded), count, dz, 1, layer.out_padded,
+                     value_[l].data(), layer.in_padded, weight_gradient_[l].data(), layer.in_padded);
                 T* db = bias_gradient_[l].data();
                 for (int p = 0; p < count; ++p)
                     for (int64_t o = 0; o < layer.out_padded; ++o) db[o] += dz[p * layer.out_padded + o];
@@ -107,8 +108,8 @@ public:
             if (l == 0 && !want_input) return;
             T* dv = gradient_[l].data();
             std::memset(dv, 0, count * layer.in_padded * sizeof(T));
-            gemm(count, static_cast<int>(layer.in_padded), layer.out, dz, layer.out_padded, 1, layer.by_output.data(),
-                 layer.in_padded, dv, layer.in_padded);
+            gemm(count, static_cast<int>(layer.in_padded), layer.out, dz, layer.out_padded, 1,
+                 layer.by_output.data(), layer.in_padded, dv, layer.in_padded);
             if (l > 0) activation_gradient(l, static_cast<int>(count * layer.in_padded));
         }
     }

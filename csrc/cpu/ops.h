@@ -76,7 +76,8 @@ struct SampleShape {
 template <class T>
 void sample_forward(const SampleShape& shape, const T* image, const T* coordinates, const T* affine, T* out,
                     int threads);
-// The gradient buffers must be zeroed. Results do not depend on the number of threads.
+// The gradient buffers must be zeroed, but for grad_coordinates of an output that is neither empty nor
+// nearest. Results do not depend on the number of threads.
 template <class T>
 void sample_backward(const SampleShape& shape, const T* grad_out, const T* image, const T* coordinates,
                      const T* affine, T* grad_image, T* grad_coordinates, T* grad_affine, int threads);

@@ -6,8 +6,9 @@
 
 namespace nr {
 
-// Splits [0, n) into at most `threads` contiguous parts of at least `grain` items and runs body(begin, end, part).
-// The split depends on n, threads and grain alone, so that per-part partial results add up reproducibly.
+// Splits [0, n) into at most `threads` contiguous parts of at least `grain` items and runs body(begin, end,
+// part). The split depends on n, threads and grain alone, so that per-part partial results add up
+// reproducibly.
 template <class Body>
 void parallel_for(int64_t n, int threads, int64_t grain, Body&& body) {
     if (n <= 0) return;

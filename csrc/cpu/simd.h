@@ -1,4 +1,5 @@
-// One vector type per scalar type, as wide as the instruction set of this module (GCC and Clang vector extensions).
+// One vector type per scalar type, as wide as the instruction set of this module (GCC and Clang vector
+// extensions).
 #pragma once
 
 #include <cstdint>

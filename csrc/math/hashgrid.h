@@ -1,4 +1,5 @@
-// The multi-resolution feature grid (Mueller et al. 2022): where a point lies in a level and what its corners weigh.
+// The multi-resolution feature grid (Mueller et al. 2022): where a point lies in a level and what its corners
+// weigh.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +8,8 @@
 
 namespace nr {
 
-// A coordinate in [-1, 1] as a share of the axis. Outside, the position is clamped and no longer depends on x.
-// The comparisons send NaN to 0.
+// A coordinate in [-1, 1] as a share of the axis. Outside, the position is clamped and no longer depends on
+// x. The comparisons send NaN to 0.
 template <class T>
 NR_HD inline T unit_coordinate(T x) {
     const T u = (x + 1) * T(0.5);
@@ -34,7 +35,9 @@ NR_HD inline uint32_t dense_index(int32_t i, int32_t j, int32_t vertices) { retu
 NR_HD inline uint32_t dense_index(int32_t i, int32_t j, int32_t k, int32_t vertices) {
     return (i * vertices + j) * vertices + k;
 }
-NR_HD inline uint32_t hashed_index(uint32_t i, uint32_t j, uint32_t mask) { return (i ^ (j * 2654435761u)) & mask; }
+NR_HD inline uint32_t hashed_index(uint32_t i, uint32_t j, uint32_t mask) {
+    return (i ^ (j * 2654435761u)) & mask;
+}
 NR_HD inline uint32_t hashed_index(uint32_t i, uint32_t j, uint32_t k, uint32_t mask) {
     return (i ^ (j * 2654435761u) ^ (k * 805459861u)) & mask;
 }

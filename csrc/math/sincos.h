@@ -10,8 +10,9 @@ namespace nr {
 // Beyond this the two-step reduction of the float version loses accuracy: callers fall back to the library.
 constexpr float kSinCosLimit = 8192.0f;
 
-// Float: reduction to [-pi/4, pi/4] by pi/2 in three parts (Cody and Waite), then minimax polynomials of degree 7
-// and 8. Error below 1.5e-7 for |x| <= kSinCosLimit. Written without branches, so that loops over it vectorise.
+// Float: reduction to [-pi/4, pi/4] by pi/2 in three parts (Cody and Waite), then minimax polynomials of
+// degree 7 and 8. Error below 1.5e-7 for |x| <= kSinCosLimit. Written without branches, so that loops over it
+// vectorise.
 NR_HD inline void sin_cos(float x, float& s, float& c) {
     const float y = x * 0.636619772367581343f;
     const int q = static_cast<int>(y + (y < 0 ? -0.5f : 0.5f));
@@ -20,7 +21,8 @@ NR_HD inline void sin_cos(float x, float& s, float& c) {
     const float r2 = r * r;
     const float sine = r + r * r2 * (-1.6666654611e-1f + r2 * (8.3321608736e-3f - 1.9515295891e-4f * r2));
     const float cosine =
-        1.0f - 0.5f * r2 + r2 * r2 * (4.166664568298827e-2f + r2 * (-1.388731625493765e-3f + 2.443315711809948e-5f * r2));
+        1.0f - 0.5f * r2 +
+        r2 * r2 * (4.166664568298827e-2f + r2 * (-1.388731625493765e-3f + 2.443315711809948e-5f * r2));
     const float a = (q & 1) ? cosine : sine;
     const float b = (q & 1) ? sine : cosine;
     s = (q & 2) ? -a : a;

@@ -22,9 +22,16 @@ def _computing_type(*tensors: Tensor) -> torch.dtype:
     return dtype
 
 
-def _buffer(like: Tensor, dtype: torch.dtype, want: bool) -> Tensor | None:
-    """A zeroed gradient buffer shaped like ``like``, or None where the gradient is not wanted."""
-    return torch.zeros(like.shape, dtype=dtype) if want else None
+def _buffer(like: Tensor, dtype: torch.dtype, want: bool, zeros: bool = True) -> Tensor | None:
+    """A gradient buffer shaped like ``like``, or None where the gradient is not wanted."""
+    if not want:
+        return None
+    return torch.zeros(like.shape, dtype=dtype) if zeros else torch.empty(like.shape, dtype=dtype)
+
+
+def _leaves_gaps(grad: Tensor, mode: str) -> bool:
+    """Whether the gradient of the coordinates is not written: nearest has none, nor has an empty output."""
+    return mode == "nearest" or grad.numel() == 0
 
 
 def _result(gradient: Tensor | None, like: Tensor) -> Tensor:
@@ -70,7 +77,8 @@ def grid_sample_backward(
 ) -> tuple[Tensor, Tensor]:
     dtype = _computing_type(input, grid)
     upstream, x, points = (t.to(dtype).contiguous() for t in (grad, input, grid))
-    grad_x, grad_points = _buffer(input, dtype, want_input), _buffer(grid, dtype, want_grid)
+    grad_x = _buffer(input, dtype, want_input)
+    grad_points = _buffer(grid, dtype, want_grid, _leaves_gaps(grad, mode))
     shape = _sample_shape(x, grid.shape[1:-1], True, mode, padding_mode, align_corners)
     function("sample_backward", dtype)(
         shape,
@@ -112,7 +120,8 @@ def warp_backward(
     dtype = _computing_type(image, displacement)
     upstream, x, u = (t.to(dtype).contiguous() for t in (grad, image, displacement))
     matrix = None if affine is None else affine.to(dtype).contiguous()
-    grad_x, grad_u = _buffer(image, dtype, want_image), _buffer(displacement, dtype, want_displacement)
+    grad_x = _buffer(image, dtype, want_image)
+    grad_u = _buffer(displacement, dtype, want_displacement, _leaves_gaps(grad, mode))
     grad_matrix = None if affine is None else _buffer(affine, dtype, want_affine)
     shape = _sample_shape(x, u.shape[2:], False, mode, padding_mode, True)
     function("sample_backward", dtype)(

@@ -61,8 +61,8 @@ class Options:
 
 PRESETS = {
     "fast": Options(),
-    # Released code: Fourier scale 1 (its YAML), learning rate 1e-3 over 3000 iterations (its YAML), relu(-det) times 10,
-    # last layer not started at zero.
+    # Released code: Fourier scale 1 (its YAML), learning rate 1e-3 over 3000 iterations (its YAML),
+    # relu(-det) times 10, last layer not started at zero.
     "paper-displacement": Options(
         encoding="fourier",
         hidden=(256, 256, 256, 256),
@@ -108,12 +108,14 @@ def fit(
         field = make_field(options, pair.ndim).to(device)
     sampler = Downsize(pair.grid, options.stride, torch.Generator().manual_seed(seed), device)
     if min(sampler.shape) < 2:
-        raise InputError(f"stride {options.stride} leaves fewer than 2 points on an axis of the grid {pair.grid}; lower it")
+        raise InputError(
+            f"stride {options.stride} leaves fewer than 2 points on an axis of the grid {pair.grid}; lower it"
+        )
 
     if options.lncc_window > min(sampler.shape):
         raise InputError(
-            f"lncc_window {options.lncc_window} is larger than the lattice {sampler.shape} that stride {options.stride} leaves; "
-            "lower one of them"
+            f"lncc_window {options.lncc_window} is larger than the lattice {sampler.shape} "
+            f"that stride {options.stride} leaves; lower one of them"
         )
 
     def step(iteration: int) -> dict[str, Tensor]:
