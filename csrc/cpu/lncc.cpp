@@ -1,7 +1,7 @@
 // Local normalised cross-correlation: box sums of f, w, ff, ww, fw streamed through the volume; the backward
-// pass streams the boxes of the derivatives with respect to those sums (performance notes: adjoint of a box
-// is the box with its sides swapped). The work is cut by shape alone and partial results are added in order,
-// so that results do not depend on the number of threads.
+// pass streams the boxes of the derivatives with respect to those sums (the adjoint of a box is the box with
+// its sides swapped). The work is cut by shape alone and partial results are added in order, so that results
+// do not depend on the number of threads.
 #include "math/lncc.h"
 
 #include <algorithm>
