@@ -200,7 +200,10 @@ def cases() -> dict[str, Case]:
     parameters = [0.3 * normal(*shape) for shape in spec.parameter_shapes()]
     return {
         "grid_sample": Case(
-            (image, grid), lambda t, b: kernels.grid_sample(t[0], t[1], align_corners=True, backend=b), 1e-5, 1e-4
+            (image, grid),
+            lambda t, b: kernels.grid_sample(t[0], t[1], align_corners=True, backend=b),
+            1e-5,
+            1e-4,
         ),
         "warp": Case((image, moved, affine), lambda t, b: kernels.warp(*t, backend=b), 1e-5, 1e-4),
         "lncc": Case((fixed, warped), lambda t, b: kernels.lncc(t[0], t[1], window=5, backend=b), 1e-5, 1e-3),

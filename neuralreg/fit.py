@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,29 +16,28 @@ REPORT_EVERY = 5
 
 def minimise(
     step: Callable[[int], dict[str, Tensor]],
-    parameters: Iterable[Tensor],
+    parameters: list[dict[str, Any]],
     *,
     iterations: int,
-    lr: float,
     final_lr: float,
     progress: Progress | None = None,
     stage: str = "fit",
 ) -> list[dict[str, Any]]:
     """Minimises ``step(iteration)["loss"]`` and returns the history, one dict of floats an iteration.
 
-    The learning rate falls linearly from ``lr`` to ``final_lr * lr``. Losses stay on the device until the end, or
+    ``parameters`` are groups as torch's optimisers take them, each with its ``params`` and ``lr``. Learning rates fall
+    linearly to ``final_lr`` times their start. Losses stay on the device until the end, or
     until the progress is shown.
 
     Raises:
         NeuralregError: the loss became NaN or infinite.
     """
-    parameters = list(parameters)
-    device = parameters[0].device
-    optimiser = torch.optim.Adam(parameters, lr=lr, fused=device.type in ("cpu", "cuda"))
+    optimiser = torch.optim.Adam(parameters, fused=True)
+    start = [group["lr"] for group in optimiser.param_groups]
     records: list[dict[str, Tensor]] = []
     for iteration in range(iterations):
         share = iteration / max(1, iterations - 1)
-        for group in optimiser.param_groups:
+        for group, lr in zip(optimiser.param_groups, start, strict=True):
             group["lr"] = lr * (1 - (1 - final_lr) * share)
         optimiser.zero_grad(set_to_none=True)
         losses = step(iteration)

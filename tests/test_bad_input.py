@@ -236,7 +236,7 @@ def test_bad_initial_transform(images: Path, text: str | None, word: str) -> Non
         (["--preset", "slow"], ["slow", "fast", "paper-displacement"]),
         (["--option", "speed=3"], ["speed", "stride", "lr"]),
         (["--option", "stride=two"], ["stride", "two"]),
-        (["--option", "stride=0"], ["stride"]),
+        (["--option", "stride=-1"], ["stride"]),
         (["--option", "stride"], ["NAME=VALUE"]),
         (["--option", "iterations=5"], ["--iterations"]),
         (["--option", "lr=1", "--option", "lr=2"], ["lr", "twice"]),

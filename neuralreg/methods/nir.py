@@ -8,6 +8,7 @@ every voxel.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,29 +35,33 @@ class Options:
     base: int = 6
     finest: int = 36
     log2_table_size: int = 17
-    table_range: float = 0.1
+    table_range: float = 0.01
     frequencies: int = 128
     sigma: float = 1.0
     omega: float = 10.0
     initial_omega: float = 30.0
     start_at_zero: bool = True
     hidden: tuple[int, ...] = (64, 64)
-    iterations: int = 100
-    lr: float = 5e-3
+    iterations: int = 150
+    lr: float = 1e-2  # of the layers
+    table_lr: float = 1e-2  # of the grid's features
     final_lr: float = 0.1
-    stride: int = 3
-    lncc_window: int = 9
-    jacobian_weight: float = 10.0
-    jacobian_threshold: float = 0.2
+    stride: int = 0  # voxels between lattice points; 0: the smallest that leaves at most max_points
+    max_points: int = 300_000
+    lncc_window: int = 5
+    jacobian_weight: float = 50.0
+    jacobian_threshold: float = 0.4
 
     def __post_init__(self) -> None:
         if self.encoding not in ("grid", "fourier"):
             raise ValueError(f"encoding must be grid or fourier, got {self.encoding!r}")
-        for name in ("iterations", "stride", "lncc_window"):
+        for name in ("iterations", "max_points", "lncc_window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.lr <= 0 or not 0 <= self.final_lr <= 1:
-            raise ValueError(f"needs lr > 0 and 0 <= final_lr <= 1, got {self.lr}, {self.final_lr}")
+        if self.stride < 0:
+            raise ValueError(f"stride must be at least 1, or 0 to choose it, got {self.stride}")
+        if self.lr <= 0 or self.table_lr <= 0 or not 0 <= self.final_lr <= 1:
+            raise ValueError(f"needs lr, table_lr > 0 and 0 <= final_lr <= 1, got {self.lr}, {self.final_lr}")
 
 
 PRESETS = {
@@ -68,6 +73,9 @@ PRESETS = {
         hidden=(256, 256, 256, 256),
         iterations=3000,
         lr=1e-3,
+        lncc_window=9,
+        stride=3,
+        jacobian_weight=10.0,
         jacobian_threshold=0.0,
         start_at_zero=False,
     ),
@@ -106,16 +114,17 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         field = make_field(options, pair.ndim).to(device)
-    sampler = Downsize(pair.grid, options.stride, torch.Generator().manual_seed(seed), device)
+    stride = options.stride or smallest_stride(pair.grid, options.max_points)
+    sampler = Downsize(pair.grid, stride, torch.Generator().manual_seed(seed), device)
     if min(sampler.shape) < 2:
         raise InputError(
-            f"stride {options.stride} leaves fewer than 2 points on an axis of the grid {pair.grid}; lower it"
+            f"stride {stride} leaves fewer than 2 points on an axis of the grid {pair.grid}; lower it"
         )
 
     if options.lncc_window > min(sampler.shape):
         raise InputError(
             f"lncc_window {options.lncc_window} is larger than the lattice {sampler.shape} "
-            f"that stride {options.stride} leaves; lower one of them"
+            f"that stride {stride} leaves; lower one of them"
         )
 
     def step(iteration: int) -> dict[str, Tensor]:
@@ -128,13 +137,23 @@ def fit(
 
     history = minimise(
         step,
-        field.parameters(),
+        [
+            {"params": list(field.weights), "lr": options.lr},
+            *([{"params": [field.table], "lr": options.table_lr}] if field.table is not None else []),
+        ],
         iterations=options.iterations,
-        lr=options.lr,
         final_lr=options.final_lr,
         progress=progress,
     )
     return field, history
+
+
+def smallest_stride(grid: tuple[int, ...], max_points: int) -> int:
+    """The smallest stride whose lattice has at most ``max_points`` points."""
+    stride = 1
+    while math.prod(max(1, n // stride) for n in grid) > max_points:
+        stride += 1
+    return stride
 
 
 def lattice_similarity(pair: Pair, lattice: Lattice, displacement: Tensor, options: Options) -> Tensor:
