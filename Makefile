@@ -58,7 +58,8 @@ lint: $(READY)
 bench: native
 	$(PY) -m neuralreg.bench $(ARGS)
 
-# There is no CUDA source in this version: setup.py says so, and the tests run the reference backend on the card.
+# There is no CUDA source in this version, and setup.py says so; the tests marked gpu run what serves on the card.
 gpu: $(READY)
 	NEURALREG_CUDA=1 $(PY) setup.py -q build_ext --inplace
-	$(PY) -m pytest -q -m gpu $(ARGS) || test $$? -eq 5
+	@$(PY) -m pytest -q -m gpu $(ARGS) || \
+	    { test $$? -eq 5 && echo "no test of this version is marked gpu: nothing has run on a GPU"; }
