@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -28,3 +30,31 @@ class Pair:
     @property
     def ndim(self) -> int:
         return len(self.grid)
+
+    def shrink(self, factor: int) -> Pair:
+        """The pair with every ``factor`` voxels of an axis averaged into one, left-over voxels at the end dropped.
+
+        A mask keeps the blocks that it covers at least by half. An axis shorter than ``factor`` becomes one voxel.
+        """
+        if factor == 1:
+            return self
+        fixed, fixed_factors = _average(self.fixed, factor)
+        moving, moving_factors = _average(self.moving, factor)
+        # Block v is centred at voxel factors * v + (factors - 1) / 2 of its image.
+        affine = self.voxel_affine.double()
+        linear, shift = affine[:, :-1], affine[:, -1]
+        a, b = fixed_factors.to(affine), moving_factors.to(affine)
+        shift = (linear @ ((a - 1) / 2) + shift - (b - 1) / 2) / b
+        voxel_affine = torch.cat([linear * a / b[:, None], shift[:, None]], 1).to(self.voxel_affine)
+        masks = [
+            None if mask is None else (_average(mask, factor)[0] >= 0.5).to(mask)
+            for mask in (self.fixed_mask, self.moving_mask)
+        ]
+        return Pair(fixed, moving, voxel_affine, *masks)
+
+
+def _average(image: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """Block means of (1, 1, *spatial), and the block's size along every axis."""
+    size = [min(factor, n) for n in image.shape[2:]]
+    pool = functional.avg_pool2d if len(size) == 2 else functional.avg_pool3d
+    return pool(image, size), torch.tensor(size)
