@@ -246,10 +246,16 @@ def _draw_history(panel: Axes, history: list[dict[str, Any]]) -> None:
         return
     steps = np.arange(1, loss.size + 1)
     width = max(1, loss.size // 25)
-    padded = np.pad(loss, (width // 2, (width - 1) // 2), mode="edge")
-    panel.plot(steps, loss, color=_LOSS, alpha=0.35, linewidth=1, label="each iteration")
-    panel.plot(steps, np.convolve(padded, np.full(width, 1 / width), "valid"), color=_LOSS, linewidth=2,
-               label=f"mean of {width}")  # fmt: skip
+    scale = np.array([entry.get("scale", 1) for entry in history])
+    for stage, part in enumerate(np.split(steps, np.flatnonzero(np.diff(scale)) + 1)):
+        values = loss[part - 1]
+        padded = np.pad(values, (width // 2, (width - 1) // 2), mode="edge")
+        smooth = np.convolve(padded, np.full(width, 1 / width), "valid")
+        labels = ("_", "_") if stage else ("each iteration", f"mean of {width}")
+        panel.plot(part, values, color=_LOSS, alpha=0.35, linewidth=1, label=labels[0])
+        panel.plot(part, smooth, color=_LOSS, linewidth=2, label=labels[1])
+        if stage:
+            panel.axvline(part[0] - 0.5, color="0.8", linewidth=1, zorder=0)
     panel.set_xlim(1, max(2, loss.size))
     if width > 1:
         panel.legend(fontsize=10, frameon=False, loc="upper right")

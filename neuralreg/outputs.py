@@ -27,10 +27,14 @@ def write_together(files: Mapping[Path, Callable[[Path], None]]) -> None:
             write(temporary[path])
 
 
-def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+def json_text(content: Mapping[str, Any]) -> str:
     """Indented JSON; numbers that JSON does not know (NaN, infinity) become null."""
-    text = json.dumps(_finite(content), indent=2, allow_nan=False)
-    Path(path).write_text(text + "\n", encoding="utf-8")
+    return json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Writes :func:`json_text` in UTF-8."""
+    Path(path).write_text(json_text(content), encoding="utf-8")
 
 
 def _finite(value: Any) -> Any:
@@ -46,8 +50,9 @@ def summary_rows(registration: Registration) -> list[tuple[str, str]]:
     summary, history = registration.summary, registration.history
     rows = [("method", f"{summary['method']}, preset {summary['preset']}")] if "preset" in summary else []
     if history:
-        first, last = history[0]["similarity"], history[-1]["similarity"]
-        rows.append(("similarity", f"{first:.4f} -> {last:.4f}"))
+        # Only losses of one scale compare.
+        first = next(entry for entry in history if entry.get("scale") == history[-1].get("scale"))
+        rows.append(("similarity", f"{first['similarity']:.4f} -> {history[-1]['similarity']:.4f}"))
     seconds = f"{summary['wall_seconds']:.1f} s, {summary['cpu_seconds']:.1f} CPU s"
     return [
         *rows,

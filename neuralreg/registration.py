@@ -27,6 +27,7 @@ from neuralreg.images import (
     scale_intensity,
 )
 from neuralreg.kernels.backends import native, registry
+from neuralreg.machine import cpu_name, package_version
 from neuralreg.metrics import folds_percent, sdlogj
 from neuralreg.options import resolve
 from neuralreg.pair import Pair
@@ -46,7 +47,8 @@ class Registration:
         warped: the moving image on the fixed grid, in the moving image's intensities.
         fixed, moving: the images as read.
         field: the fitted network; ``field(x)`` is the displacement in coordinates of [-1, 1].
-        history: one dict an iteration: iteration, loss, similarity, regulariser.
+        history: one dict an iteration: iteration, loss, similarity, regulariser, scale (how often the images were
+            shrunk; losses of one scale compare).
         summary: settings, versions, figures; plain types, ready for JSON.
     """
 
@@ -254,12 +256,10 @@ def peak_memory_mb() -> float:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, backend and hardware that a run used."""
-    from importlib.metadata import version
-
     serving = {op: registry.choose(op, device) for op in ("field", "warp", "lncc", "jacobian_loss")}
     return {
         "versions": {
-            "neuralreg": version("neuralreg"),
+            "neuralreg": package_version("neuralreg"),
             "torch": torch.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),
@@ -273,12 +273,3 @@ def environment(device: torch.device) -> dict[str, Any]:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         },
     }
-
-
-def cpu_name() -> str:
-    """The processor's model name."""
-    try:
-        with open("/proc/cpuinfo") as info:
-            return next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

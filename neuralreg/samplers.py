@@ -60,7 +60,7 @@ class Lattice:
         return (values * half).T.reshape(1, ndim, *self.shape)
 
     def affine(self, voxel_affine: Tensor) -> Tensor:
-        """(1, ndim, ndim + 1): lattice index to moving voxel, given fixed to moving voxel (ndim, ndim + 1), shrunken."""
+        """(1, ndim, ndim + 1): lattice index to moving voxel, given that of shrunken voxels (ndim, ndim + 1)."""
         linear, shift = voxel_affine[:, :-1], voxel_affine[:, -1]
         moved = linear @ self.offset.to(linear.dtype) + shift
         return torch.cat([linear * self.stride, moved[:, None]], 1)[None]

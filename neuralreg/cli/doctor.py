@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -21,7 +19,9 @@ def command(
 
     report = examine()
     if as_json:
-        typer.echo(json.dumps(_plain(report), indent=2, allow_nan=False))
+        from neuralreg.outputs import json_text
+
+        typer.echo(json_text(report), nl=False)
     else:
         _show(report)
     if not report["healthy"]:
@@ -82,12 +82,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(value) or "none"
     return str(value)
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

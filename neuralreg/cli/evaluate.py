@@ -80,7 +80,9 @@ def command(
         }.items()
         if path is not None
     }
-    text = _json_text(result)
+    from neuralreg.outputs import json_text
+
+    text = json_text(result)
     if out is not None:
         with atomic_path(out) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -201,18 +203,6 @@ def _distances(path: Path, space: str | None, transform: Transform | None) -> di
         errors["tre_mm"] = tre(transform.transform_points(fixed, "LPS"), moving)
     means = {name.replace("tre", "tre_mean"): values["mean"] for name, values in errors.items()}
     return {**means, **errors}
-
-
-def _json_text(result: dict[str, Any]) -> str:
-    import json
-    import math
-
-    def known(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {str(key): known(item) for key, item in value.items()}
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(known(result), indent=2) + "\n"
 
 
 def _show(result: dict[str, Any]) -> None:

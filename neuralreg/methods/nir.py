@@ -51,7 +51,10 @@ class Options:
     initial_omega: float = 30.0
     start_at_zero: bool = True
     hidden: tuple[int, ...] = (64, 64)
-    scales: tuple[int, ...] = (2, 1)  # how often the images are shrunk, in turn; the iterations are shared evenly
+    scales: tuple[int, ...] = (
+        2,
+        1,
+    )  # how often the images are shrunk, in turn; the iterations are shared evenly
     iterations: int = 150
     lr: float = 1e-2  # of the layers
     table_lr: float = 1e-2  # of the grid's features
@@ -138,7 +141,12 @@ def fit(
         displacement = lattice.displacement(field(lattice.coordinates()))
         similarity = lattice_similarity(shrunken, lattice, displacement, options)
         regulariser = regularity(displacement, options)
-        return {"loss": regulariser - similarity, "similarity": similarity, "regulariser": regulariser}
+        return {
+            "loss": regulariser - similarity,
+            "similarity": similarity,
+            "regulariser": regulariser,
+            "scale": torch.tensor(float(sampler.scale), device=similarity.device),
+        }
 
     history = minimise(
         step,
@@ -167,9 +175,7 @@ def make_stages(pair: Pair, options: Options, generator: torch.Generator) -> lis
                 f"lncc_window {options.lncc_window} is larger than the lattice {shape} that stride {stride} leaves of "
                 f"the grid {pair.grid}, or that has fewer than 2 points on an axis; lower one of them"
             )
-        stages.append(
-            (pair.shrink(scale), Downsize(pair.grid, stride, generator, pair.fixed.device, scale))
-        )
+        stages.append((pair.shrink(scale), Downsize(pair.grid, stride, generator, pair.fixed.device, scale)))
     return stages
 
 
