@@ -13,6 +13,7 @@ from .jacobian import diffusion_loss, jacobian_determinant, jacobian_loss
 from .lncc import lncc
 from .sampling import grid_sample, warp
 from .spec import FieldSpec, Fourier, HashGrid
+from .ssim import ssim
 
 __all__ = [
     "BackendError",
@@ -30,6 +31,7 @@ __all__ = [
     "jacobian_determinant",
     "jacobian_loss",
     "lncc",
+    "ssim",
     "use_backend",
     "warp",
 ]
