@@ -1,0 +1,117 @@
+"""``python -m neuralreg.bench``: measures the kernels here and prints what they reach beside other formulations."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import pkgutil
+import subprocess
+from datetime import date
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from neuralreg.bench import kernels as suite
+from neuralreg.bench.harness import Case, Measurement, bandwidth, measure
+from neuralreg.machine import cpu_name
+from neuralreg.writing import atomic_path
+
+COLUMNS = (
+    *("date", "commit", "hardware", "threads", "torch", "op", "work", "contender", "error", "in_tolerance"),
+    *("median_ms", "p20_ms", "p80_ms", "cpu_ms", "extra_mb", "floor_ms", "rounds"),
+)
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="Small volumes, few rounds.")] = False,
+    only: Annotated[str, typer.Option("--filter", help="Only ops whose name contains this.")] = "",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0, ...")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Write one row a measurement to this .csv file.")] = None,
+) -> None:
+    """Measure every kernel: error against float64, time, memory beyond inputs, and the byte floor."""
+    target = torch.device(device)
+    name = torch.cuda.get_device_name(target) if target.type == "cuda" else cpu_name()
+    speed = bandwidth(target)
+    console = Console(width=150)
+    console.print(f"{name}, {torch.get_num_threads()} threads, copies at {speed / 1e9:.1f} GB/s")
+    rows = []
+    for module in sorted(module.name for module in pkgutil.iter_modules(suite.__path__)):
+        if only not in module:
+            continue
+        for case in importlib.import_module(f"{suite.__name__}.{module}").cases(target, quick):
+            found = measure(case, target, rounds=5 if quick else 15, budget=5 if quick else 60)
+            floor = case.floor_bytes / speed
+            show(console, case, found, floor)
+            rows += [row(case, one, floor, name) for one in found]
+    if not rows:
+        raise typer.BadParameter(f"no op's name contains {only!r}", param_hint="--filter")
+    if out is not None:
+        with atomic_path(out) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def show(console: Console, case: Case, found: list[Measurement], floor: float) -> None:
+    """One table a case; ratios are to the first contender."""
+    table = Table(title=f"{case.op}, {case.work}; floor {floor * 1e3:.2f} ms", title_justify="left")
+    for head in ("contender", "error", "median ms", "p20", "p80", "CPU ms", "MB extra", "x floor", "x ours"):
+        table.add_column(head, justify="left" if head == "contender" else "right")
+    for one in found:
+        ranked = one.error <= case.tolerance
+        table.add_row(
+            one.contender,
+            f"{one.error:.1e}" + ("" if ranked else " out of tolerance"),
+            *(f"{value * 1e3:.2f}" for value in (one.median, one.quantile(0.2), one.quantile(0.8))),
+            f"{sorted(one.cpu)[len(one.cpu) // 2] * 1e3:.1f}",
+            f"{one.extra_bytes / 1e6:.0f}",
+            f"{one.median / floor:.1f}",
+            f"{one.median / found[0].median:.2f}" if ranked else "-",
+        )
+    console.print(table)
+
+
+def row(case: Case, one: Measurement, floor: float, hardware: str) -> dict[str, object]:
+    """A line of the csv file."""
+    return {
+        "date": date.today().isoformat(),
+        "commit": commit(),
+        "hardware": hardware,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "op": case.op,
+        "work": case.work,
+        "contender": one.contender,
+        "error": f"{one.error:.3g}",
+        "in_tolerance": one.error <= case.tolerance,
+        "median_ms": f"{one.median * 1e3:.4g}",
+        "p20_ms": f"{one.quantile(0.2) * 1e3:.4g}",
+        "p80_ms": f"{one.quantile(0.8) * 1e3:.4g}",
+        "cpu_ms": f"{sorted(one.cpu)[len(one.cpu) // 2] * 1e3:.4g}",
+        "extra_mb": f"{one.extra_bytes / 1e6:.4g}",
+        "floor_ms": f"{floor * 1e3:.4g}",
+        "rounds": len(one.wall),
+    }
+
+
+def commit() -> str:
+    """Short hash of the checkout, with a + where it has changes; empty outside one."""
+    asked = [
+        "git",
+        "-C",
+        str(Path(__file__).resolve().parent),
+        "describe",
+        "--always",
+        "--dirty=+",
+        "--exclude=*",
+    ]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    typer.run(main)
