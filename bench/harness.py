@@ -108,9 +108,9 @@ def extra_bytes(step: Step, device: torch.device) -> float:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        held = torch.cuda.memory_allocated(device)
         step()
-        return torch.cuda.max_memory_allocated(device) - before
+        return float(torch.cuda.max_memory_allocated(device) - held)
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # what is free goes back, or the step could hide in it
         with open("/proc/self/clear_refs", "w") as reset:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -19,30 +19,17 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     for size in sizes(quick):
         coarse = torch.randn(1, 3, 12, 12, 12, generator=torch.Generator().manual_seed(1)) * 6
         u = F.interpolate(coarse, size=size, mode="trilinear", align_corners=True).to(device)
-        name = "x".join(map(str, size))
-        floor = 4.0 * u.numel() * 3  # read forward, read and write backward
-        yield Case(
-            "jacobian_loss",
-            name,
-            {
-                "neuralreg": gradient_step(_jacobian, (u,), (0,)),
-                "torch": gradient_step(determinants, (u,), (0,)),
-            },
-            lambda u=u: gradient_step(lambda v: _jacobian(v, "reference"), (u.double(),), (0,))(),
-            1e-3,
-            floor,
-        )
-        yield Case(
-            "diffusion_loss",
-            name,
-            {
-                "neuralreg": gradient_step(_diffusion, (u,), (0,)),
-                "torch": gradient_step(differences, (u,), (0,)),
-            },
-            lambda u=u: gradient_step(lambda v: _diffusion(v, "reference"), (u.double(),), (0,))(),
-            1e-3,
-            floor,
-        )
+        yield case("jacobian_loss", u, _jacobian, determinants)
+        yield case("diffusion_loss", u, _diffusion, differences)
+
+
+def case(op: str, u: Tensor, ours: Callable[..., Tensor], peer: Callable[..., Tensor]) -> Case:
+    def truth() -> tuple[Tensor, ...]:
+        return gradient_step(lambda v: ours(v, "reference"), (u.double(),), (0,))()
+
+    contenders = {"neuralreg": gradient_step(ours, (u,), (0,)), "torch": gradient_step(peer, (u,), (0,))}
+    floor = 4.0 * u.numel() * 3  # read forward, read and write backward
+    return Case(op, "x".join(map(str, u.shape[2:])), contenders, truth, 1e-3, floor)
 
 
 def _jacobian(u: Tensor, backend: str | None = None) -> Tensor:
@@ -71,4 +58,4 @@ def determinants(u: Tensor) -> Tensor:
 
 def differences(u: Tensor) -> Tensor:
     """Mean squared forward difference along every axis."""
-    return sum(u.diff(dim=axis).square().mean() for axis in (2, 3, 4)) / 3
+    return torch.stack([u.diff(dim=axis).square().mean() for axis in (2, 3, 4)]).mean()
