@@ -17,6 +17,8 @@ import torch
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 _SERVES_DEVICE = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}  # the reference serves every device
+# Triton's interpreter runs kernels on the CPU: for tests, never by the automatic choice.
+interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 _ORDER = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # the reference comes last everywhere
 _STEPS = ("_forward", "_backward")  # registered parts of a public op
 
@@ -42,11 +44,12 @@ def register(op: str, backend: str, function: Callable[..., Any], *, verified: b
         BackendError: no such backend.
     """
     _known(backend)
-    if not _functions[backend]:
+    first = not _functions[backend]
+    _functions[backend][op] = function
+    if first:
         reason = _cannot_run(backend)
         if reason:
             _broken[backend] = reason
-    _functions[backend][op] = function
     (_unverified[backend].discard if verified else _unverified[backend].add)(op)
 
 
@@ -97,7 +100,7 @@ def choose(op: str, device: torch.device, requested: str | None = None) -> str:
             requested not in _functions
             or requested in _broken
             or op not in _functions[requested]
-            or _SERVES_DEVICE[requested] != kind
+            or not _serves(requested, kind)
         ):
             raise BackendError(_why_not(op, requested, kind))
         return requested
@@ -171,9 +174,13 @@ def reason_against(op: str, backend: str, device: str) -> str:
         return reason
     if op not in _functions[backend]:
         return f"no {op} kernel in this version"
-    if _SERVES_DEVICE[backend] != device:
+    if not _serves(backend, device):
         return f"serves {_SERVES_DEVICE[backend]} tensors"
     return "not verified on hardware" if op in _unverified[backend] else ""
+
+
+def _serves(backend: str, device: str) -> bool:
+    return _SERVES_DEVICE[backend] == device or (backend == "triton" and device == "cpu" and interpreted)
 
 
 def _known(backend: str) -> None:
@@ -206,10 +213,10 @@ def _cannot_run(backend: str) -> str:
     elif backend in ("cuda", "triton"):
         if not _functions[backend]:
             return "no kernel in this version"
-        if not torch.cuda.is_available():
-            return "no CUDA device"
         if backend == "triton" and importlib.util.find_spec("triton") is None:
             return "triton is not installed"
+        if not torch.cuda.is_available() and not (backend == "triton" and interpreted):
+            return "no CUDA device"
     return ""
 
 
