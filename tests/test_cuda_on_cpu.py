@@ -1,0 +1,95 @@
+"""The stand-in for CUDA notices kernels that are wrong, and nvcc takes the ones that are right."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .cuda_on_cpu.build import HERE, KERNELS, ROOT, made
+
+SANITIZE = ["-fsanitize=address", "-g1"]
+ORDERS = ["0", "1", "2", "3"]
+
+
+def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    return subprocess.run([str(program), *arguments], capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def broken() -> Path:
+    return made("broken", [HERE / "broken.cu"], SANITIZE, SANITIZE)
+
+
+@pytest.mark.parametrize("case", ["right", "barrier"])
+def test_a_right_kernel_gives_the_same_in_any_order(broken: Path, case: str) -> None:
+    outputs = [run(broken, case, order) for order in ORDERS]
+    assert [done.returncode for done in outputs] == [0] * len(ORDERS), outputs[0].stderr
+    assert len({done.stdout for done in outputs}) == 1
+
+
+def test_warp_operations_and_atomics_compute_what_cuda_says(broken: Path) -> None:
+    lanes = range(64)
+    expected = [32, 32]
+    for i in lanes:
+        values = [64 - j for j in lanes if j // 32 == i // 32]
+        up = i - 1 if i % 32 else i
+        expected.append(sum(values) + 2 + 100 * up + 10000 * (i // 8 * 8))
+    assert [int(float(v)) for v in run(broken, "right").stdout.split()] == expected
+
+
+def test_a_missing_barrier_shows_in_another_order(broken: Path) -> None:
+    outputs = {run(broken, "missing_barrier", order).stdout for order in ORDERS}
+    assert len(outputs) > 1
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("partial_barrier", "a barrier is reached by only part of the block: "),
+        ("two_barriers", "threads wait at two barriers: "),
+        ("partial_shuffle", "a warp operation is reached by only part of its lanes: "),
+        ("too_much_shared", "more dynamic shared memory than the device has"),
+    ],
+)
+@pytest.mark.parametrize("order", ["0", "5"])
+def test_threads_that_do_not_meet_are_an_error(broken: Path, case: str, message: str, order: str) -> None:
+    done = run(broken, case, order)
+    assert done.returncode == 3
+    assert f"noticed: {message}" in done.stderr
+
+
+@pytest.mark.parametrize("case", ["beyond_memory", "beyond_dynamic_shared", "beyond_static_shared"])
+def test_an_access_out_of_bounds_ends_the_program(broken: Path, case: str) -> None:
+    done = run(broken, case)
+    assert done.returncode not in (0, 3)
+    assert "AddressSanitizer" in done.stderr
+
+
+def test_shared_memory_starts_as_nan(broken: Path) -> None:
+    assert "nan" in run(broken, "unwritten_shared").stdout
+
+
+def test_lncc_stays_within_its_buffers() -> None:
+    sources = [ROOT / "csrc/cuda/lncc.cu", HERE / "exact_buffers.cpp"]
+    done = run(made("exact_buffers", sources, SANITIZE, SANITIZE))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "all within bounds\n"
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc here")
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda path: path.name)
+def test_nvcc_compiles_without_spills(kernel: Path, tmp_path: Path) -> None:
+    command = ["nvcc", "-std=c++17", "-O3", "-arch=sm_80", "-Xptxas", "-v", "-Icsrc", "-c", str(kernel)]
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / "kernel.o")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    properties = [line for line in done.stderr.splitlines() if "spill stores" in line]
+    assert properties
+    for line in properties:
+        assert "0 bytes spill stores, 0 bytes spill loads" in line
