@@ -5,6 +5,7 @@
 #include "math/lncc.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <memory>
 
 #include "cpu/box_stream.h"
@@ -22,11 +23,12 @@ constexpr int64_t kChunkPlanes =
 constexpr int64_t kSlabPlanes =
     16;  // planes of gradient that the recomputing backward pass finishes at a time
 
-// One row of windows: from sums to values (null: not wanted) and derivatives (F maps; 0, 3 or 5).
+// One row of windows: from sums to values and derivatives (F maps; 0, 3 or 5).
 template <class T, EpsMode mode, bool squared, int maps>
-void evaluate_row(const double* s, const double* inverse_n, const uint8_t* centre, int64_t n,
+void evaluate_row(const double* s, int64_t stride, const double* inverse_n, const double* centre, int64_t n,
                   const LnccRule<double>& rule, double* value, double* counted, T* const* to) {
-    const double *sf = s, *sw = s + n, *sff = s + 2 * n, *sww = s + 3 * n, *sfw = s + 4 * n;
+    const double *sf = s, *sw = s + stride, *sff = s + 2 * stride, *sww = s + 3 * stride,
+                 *sfw = s + 4 * stride;
     const LnccRule<double> r = rule;
     T* out[5] = {};
     for (int k = 0; k < maps; ++k) out[k] = to[k];
@@ -50,8 +52,8 @@ void evaluate_row(const double* s, const double* inverse_n, const uint8_t* centr
 }
 
 template <class T>
-using EvaluateRow = void (*)(const double*, const double*, const uint8_t*, int64_t, const LnccRule<double>&,
-                             double*, double*, T* const*);
+using EvaluateRow = void (*)(const double*, int64_t, const double*, const double*, int64_t,
+                             const LnccRule<double>&, double*, double*, T* const*);
 
 template <class T, EpsMode mode, bool squared>
 EvaluateRow<T> choose_maps(size_t maps) {
@@ -88,28 +90,33 @@ public:
           inverse_n_(windows.x.out, 1 / windows.voxels),
           centre_(windows.x.out, 1),
           value_(windows.x.out),
-          counted_(windows.x.out) {
+          counted_(windows.x.out),
+          none_(windows.x.out) {
         if (windows.voxels < 2) std::fill(inverse_n_.begin(), inverse_n_.end(), 0.0);
     }
 
     LnccTotal run(int64_t z0, int64_t z1, int64_t y0, int64_t y1, const T* fixed, const T* warped,
                   const uint8_t* mask, T* values, T* const* adjoints, int64_t ring) {
         LnccTotal total;
+        double most_f = 0, most_w = 0;
         const int64_t n = w_.x.out;
         const Read read{fixed, warped, mask, w_.y.in, w_.x.in};
-        stream_.run(z0, z1, y0, y1, read, [&](int64_t plane, int64_t row, const double* sums) {
+        stream_.run(z0, z1, y0, y1, read, [&](int64_t plane, int64_t row, double* sums) {
             if (masked) {
                 const uint8_t* at =
                     mask + ((plane + w_.centre[0]) * w_.y.in + row + w_.centre[1]) * w_.x.in + w_.centre[2];
-                const double* count = sums + 5 * n;
+                const double* count = sums + 5 * stream_.stride();
                 for (int64_t i = 0; i < n; ++i) {
-                    centre_[i] = at[i] != 0;
+                    centre_[i] = at[i] != 0 ? 1.0 : 0.0;
                     inverse_n_[i] = count[i] >= 1.5 ? 1 / count[i] : 0.0;  // counts are whole numbers
                 }
             }
             T* to[5] = {};
             for (size_t k = 0; k < maps_; ++k) to[k] = adjoints[k] + (plane % ring * w_.y.out + row) * n;
-            evaluate_(sums, inverse_n_.data(), centre_.data(), n, rule_, value_.data(), counted_.data(), to);
+            most_f = clear(sums, 2, {0, 2, 4}, most_f);
+            most_w = clear(sums, 3, {1, 3, 4}, most_w);
+            evaluate_(sums, stream_.stride(), inverse_n_.data(), centre_.data(), n, rule_, value_.data(),
+                      counted_.data(), to);
             double sum = 0, count = 0;
             const double *value = value_.data(), *counted = counted_.data();
 #if defined(_OPENMP)
@@ -130,14 +137,32 @@ public:
     }
 
 private:
+    // Zeros for the sums of the image whose squares are field `squares`, where those are only what rounding
+    // has left; returns the largest sum of squares so far.
+    double clear(double* sums, int squares, std::initializer_list<int> fields, double most) {
+        const int64_t n = w_.x.out, stride = stream_.stride();
+        const double* ss = sums + squares * stride;
+        const double least = kRoundingShare * most;
+        const Range range = range_of(ss, n);
+        if (range.low <= least) {
+            uint8_t* none = none_.data();
+            for (int64_t i = 0; i < n; ++i) none[i] = ss[i] <= least;
+            for (int k : fields) {
+                double* sum = sums + k * stride;
+                for (int64_t i = 0; i < n; ++i) sum[i] = none[i] ? 0.0 : sum[i];
+            }
+        }
+        return std::max(most, range.high);
+    }
+
     Windows w_;
     LnccRule<double> rule_;
     EvaluateRow<T> evaluate_;
     size_t maps_;
     BoxStream<Read::kFields> stream_;
-    std::vector<double> inverse_n_;
-    std::vector<uint8_t> centre_;
+    std::vector<double> inverse_n_, centre_;  // centre_: 1 where the window's centre is inside the mask
     std::vector<double> value_, counted_;
+    std::vector<uint8_t> none_;
 };
 
 // Streams the gradient of one channel from its adjoint maps: F = 3 gives the warped image's, F = 5 both.
@@ -149,27 +174,42 @@ public:
 
     void run(int64_t z0, int64_t z1, int64_t y0, int64_t y1, const ReadAdjoints<T, F>& read, const T* fixed,
              const T* warped, const uint8_t* mask, T* grad_fixed, T* grad_warped) {
-        const int64_t n = w_.x.in;
+        const int64_t n = w_.x.in, stride = stream_.stride();
+        double most[F] = {}, least[F];
         stream_.run(z0, z1, y0, y1, read, [&](int64_t plane, int64_t row, const double* sums) {
             const int64_t at = (plane * w_.y.in + row) * n;
             const T *f = fixed + at, *w = warped + at;
-            const double* fw = sums + 2 * n;
-            combine(n, sums, sums + n, fw, w, f, mask ? mask + at : nullptr, grad_warped + at);
-            if (F == 5)
-                combine(n, sums + (F - 2) * n, sums + (F - 1) * n, fw, f, w, mask ? mask + at : nullptr,
-                        grad_fixed + at);
+            for (int k = 0; k < F; ++k) least[k] = kRoundingShare * most[k];
+            combine(n, sums, stride, least, 0, w, f, grad_warped + at);
+            if (F == 5) combine(n, sums, stride, least, F - 2, f, w, grad_fixed + at);
+            for (int k = 0; k < F; ++k) {
+                const Range range = range_of(sums + k * stride, n);
+                most[k] = std::max({most[k], -range.low, range.high});
+            }
+            if (mask)
+                for (int64_t i = 0; i < n; ++i) {
+                    if (mask[at + i]) continue;
+                    grad_warped[at + i] = T(0);
+                    if (F == 5) grad_fixed[at + i] = T(0);
+                }
         });
     }
 
 private:
-    void combine(int64_t n, const double* one, const double* own, const double* cross, const T* image,
-                 const T* other, const uint8_t* mask, T* grad) const {
-        const double scale = scale_;
+    // From the sums of the derivatives by the image's sum (field `first`), its square (the next) and the
+    // product (field 2) to the image's gradient.
+    void combine(int64_t n, const double* sums, int64_t stride, const double* least, int first,
+                 const T* image, const T* other, T* grad) const {
+        const double *one = sums + first * stride, *own = one + stride, *cross = sums + 2 * stride;
+        const double scale = scale_, least_one = least[first], least_own = least[first + 1],
+                     least_cross = least[2];
         NR_INDEPENDENT
-        for (int64_t i = 0; i < n; ++i)
-            grad[i] = static_cast<T>(scale * (one[i] + 2 * image[i] * own[i] + other[i] * cross[i]));
-        if (mask)
-            for (int64_t i = 0; i < n; ++i) grad[i] = mask[i] ? grad[i] : T(0);
+        for (int64_t i = 0; i < n; ++i) {
+            const double a = one[i], b = own[i], c = cross[i];
+            const double by_one = std::abs(a) <= least_one ? 0 : a, by_own = std::abs(b) <= least_own ? 0 : b,
+                         by_cross = std::abs(c) <= least_cross ? 0 : c;
+            grad[i] = static_cast<T>(scale * (by_one + 2 * image[i] * by_own + other[i] * by_cross));
+        }
     }
 
     Windows w_;

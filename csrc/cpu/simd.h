@@ -2,8 +2,11 @@
 // extensions).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 namespace nr {
 
@@ -27,6 +30,23 @@ struct Simd {
     }
     static void store(T* p, Vec v) { std::memcpy(p, &v, sizeof(v)); }
 };
+
+template <int s, class Vec, std::size_t... I>
+inline Vec slide_lanes(Vec a, Vec b, std::index_sequence<I...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+    return __builtin_shufflevector(a, b, (static_cast<int>(I) + s)...);
+#else
+    typedef std::conditional_t<sizeof(a[0]) == 8, int64_t, int32_t> Mask
+        __attribute__((vector_size(sizeof(Vec))));
+    return __builtin_shuffle(a, b, Mask{(static_cast<int>(I) + s)...});
+#endif
+}
+
+// Lanes s, s + 1, ... of the two vectors in a row.
+template <int s, class Vec>
+inline Vec slide(Vec a, Vec b) {
+    return slide_lanes<s>(a, b, std::make_index_sequence<sizeof(Vec) / sizeof(a[0])>());
+}
 
 // n rounded up to whole vectors.
 template <class T>

@@ -30,8 +30,8 @@ struct WindowValue {
 
 // inverse_n is 1 / (number of voxels); 0 makes the window flat.
 template <EpsMode mode, bool squared, class T>
-NR_HD inline WindowValue<T> lncc_window(const WindowSums<T>& s, T inverse_n, bool counted,
-                                        const LnccRule<T>& rule) {
+NR_HD NR_INLINE WindowValue<T> lncc_window(const WindowSums<T>& s, T inverse_n, bool counted,
+                                           const LnccRule<T>& rule) {
     const T mean_f = s.f * inverse_n, mean_w = s.w * inverse_n;
     T c = s.fw - mean_f * s.w, vf = s.ff - mean_f * s.f, vw = s.ww - mean_w * s.w;
     const bool positive = (s.f > 0) & (s.w > 0);
