@@ -14,7 +14,6 @@ contiguous are copied.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .triton_lncc_kernels import gradients_pass, windows_pass
-from .triton_plan import Axis, Pass, Slab, axes_of, passes, slabs
+from .triton_plan import Axis, Slab, axes_of, between, on_device, passes, plane_bytes, slabs, start_of, tail
 
 WORKSPACE = 128 * 2**20
 RECOMPUTED = 256 * 2**20
@@ -64,6 +63,14 @@ class Volume(NamedTuple):
     def channels(self) -> int:
         return self.fixed.shape[0] * self.fixed.shape[1]
 
+    @property
+    def voxels(self) -> Slab:
+        return Slab(0, self.channels, 0, self.axes[0].n_in)
+
+    @property
+    def windows(self) -> Slab:
+        return Slab(0, self.channels, 0, self.axes[0].n_out)
+
     def traded(self) -> Volume:
         return self._replace(fixed=self.warped, warped=self.fixed)
 
@@ -73,32 +80,6 @@ def _volume(fixed: Tensor, warped: Tensor, mask: Tensor | None, options: Options
         mask = mask.expand(fixed.shape).contiguous().view(torch.uint8)
     axes = axes_of(list(fixed.shape[2:]), options.window, options.padding)
     return Volume(fixed.contiguous(), warped.contiguous(), mask, axes)
-
-
-def _from(tensor: Tensor, offset: int) -> Tensor:
-    return tensor.view(-1)[offset:]
-
-
-def _device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-
-
-def _between(plans: list[list[Pass]], fields: int, like: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Room for what lies behind each pass but the last, enough for every slab's plan."""
-    stages = range(len(plans[0]) - 1)
-    sizes = [max(plan[i].size for plan in plans) for i in stages]
-    return [torch.empty(fields * size, dtype=dtype, device=like.device) for size in sizes]
-
-
-def _plane_bytes(axes: list[Axis], fields: int, item: int) -> int:
-    """What one plane of a slab needs between the launches."""
-    plan = passes(axes, Slab(0, 1, 0, 1))
-    return max(1, fields * item * sum(p.size for p in plan[:-1]))
-
-
-def _start(slab: Slab, plane: int, planes: int, first_plane: int = 0, first_channel: int = 0) -> int:
-    """Offset of a slab in a tensor of `planes` planes a channel, which begins at this plane and channel."""
-    return ((slab.c0 - first_channel) * planes + slab.z0 - first_plane) * plane
 
 
 def _windows(
@@ -116,10 +97,9 @@ def _windows(
     axes, masked = volume.axes, volume.mask is not None
     z, y, x = axes
     fields = 6 if masked else 5
-    plane_bytes = _plane_bytes(axes, fields, 8)
-    cuts = list(slabs(whole, z.window, plane_bytes, WORKSPACE))
+    cuts = list(slabs(whole, z.window, plane_bytes(axes, fields), WORKSPACE))
     plans = [passes(axes, slab) for slab in cuts]
-    buffers = _between(plans, fields, volume.fixed, torch.float64)
+    buffers = between(plans, fields, volume.fixed.device)
     programs = [plan[-1].programs if totals else 0 for plan in plans]
     partial = torch.empty(2, sum(programs), dtype=torch.float64, device=volume.fixed.device)
     in_plane, out_plane = y.n_in * x.n_in, y.n_out * x.n_out
@@ -129,15 +109,15 @@ def _windows(
     done = 0
     for slab, plan, count in zip(cuts, plans, programs, strict=True):
         # The first pass sees whole channels where it runs along z, else the slab's planes alone.
-        start = _start(slab._replace(z0=0) if plan[0].axis == 0 else slab, in_plane, z.n_in)
-        f, w = _from(volume.fixed, start), _from(volume.warped, start)
-        inside = f if volume.mask is None else _from(volume.mask, start)
+        start = start_of(slab._replace(z0=0) if plan[0].axis == 0 else slab, in_plane, z.n_in)
+        f, w = tail(volume.fixed, start), tail(volume.warped, start)
+        inside = f if volume.mask is None else tail(volume.mask, start)
         centres = (
-            f if volume.mask is None else _from(volume.mask, _start(slab._replace(z0=0), in_plane, z.n_in))
+            f if volume.mask is None else tail(volume.mask, start_of(slab._replace(z0=0), in_plane, z.n_in))
         )
-        to_values = f if values is None else _from(values, _start(slab, out_plane, z.n_out))
-        within = _start(slab, out_plane, whole.z1 - whole.z0, whole.z0, whole.c0)
-        to_maps = _from(maps, within) if maps.shape[0] else f
+        to_values = f if values is None else tail(values, start_of(slab, out_plane, z.n_out))
+        within = start_of(slab, out_plane, whole.z1 - whole.z0, whole.z0, whole.c0)
+        to_maps = tail(maps, within) if maps.shape[0] else f
         sums, counts = (partial[0, done:], partial[1, done:]) if totals else (f, f)
         done += count
         source, source_field = f, 0
@@ -176,7 +156,7 @@ def lncc_forward(
     the images trade places (the measure is symmetric)."""
     options = Options(window, padding, squared, eps, eps_mode, numerator_eps, flat_tol, zero_rule)
     dtype = torch.promote_types(fixed.dtype, torch.float32)
-    with _device(fixed):
+    with on_device(fixed):
         volume = _volume(fixed, warped, mask, options)
         out = [*fixed.shape[:2], *(axis.n_out for axis in volume.axes[5 - fixed.ndim :])]
         values = None if mean else fixed.new_empty(out)
@@ -187,8 +167,7 @@ def lncc_forward(
             return (nothing.to(dtype) if values is None else values), maps, nothing
         if save_fixed and not save_warped:
             volume = volume.traded()
-        whole = Slab(0, volume.channels, 0, volume.axes[0].n_out)
-        sums, counts = _windows(volume, options, whole, maps, values, totals=True)
+        sums, counts = _windows(volume, options, volume.windows, maps, values, totals=True)
         counted = counts.sum()
         if values is None:
             return (sums.sum() / counted.clamp(min=1)).to(dtype), maps, counted
@@ -227,7 +206,7 @@ def lncc_backward(
     both = want_fixed and want_warped
     # "image" gets a gradient: the warped one, or the fixed one when it is the only one that wants it.
     swap = want_fixed and not want_warped
-    with _device(fixed):
+    with on_device(fixed):
         volume = _volume(fixed, warped, mask, options)
         to_image, to_partner = (grad_fixed, nothing) if swap else (grad_warped, grad_fixed)
         if swap:
@@ -236,15 +215,10 @@ def lncc_backward(
         places = (3, 4, 2) if swap and adjoints.shape[0] == 5 else (0, 1, 2)
         gradient = Gradient(volume, options, both, None if mean else grad.contiguous(), grad, count)
         if saved:
-            whole = Slab(0, volume.channels, 0, volume.axes[0].n_out)
-            gradient.run(adjoints, whole, places, _all_planes(volume), to_image, to_partner)
+            gradient.run(adjoints, volume.windows, places, volume.voxels, to_image, to_partner)
         else:
             gradient.recompute(to_image, to_partner)
     return grad_fixed, grad_warped
-
-
-def _all_planes(volume: Volume) -> Slab:
-    return Slab(0, volume.channels, 0, volume.axes[0].n_in)
 
 
 class Gradient(NamedTuple):
@@ -264,9 +238,9 @@ class Gradient(NamedTuple):
         fields = 5 if self.both else 3
         dtype = torch.promote_types(self.volume.fixed.dtype, torch.float32)
         plane = y.n_out * x.n_out
-        plane_bytes = fields * dtype.itemsize * plane
-        budget = max(plane_bytes, RECOMPUTED - (z.window - 1) * plane_bytes)
-        for slab in slabs(_all_planes(self.volume), back.window, plane_bytes, budget):
+        size = fields * dtype.itemsize * plane
+        budget = max(size, RECOMPUTED - (z.window - 1) * size)
+        for slab in slabs(self.volume.voxels, back.window, size, budget):
             p0 = max(0, slab.z0 + back.first)
             p1 = min(z.n_out, slab.z1 - 1 + back.first + back.window)
             windows = Slab(slab.c0, slab.c1, p0, p1)
@@ -289,27 +263,27 @@ class Gradient(NamedTuple):
         z, y, x = (axis.adjoint() for axis in volume.axes)
         axes = [Axis(z.window, z.first - windows.z0, windows.z1 - windows.z0, z.n_out), y, x]
         fields = 5 if both else 3
-        cuts = list(slabs(whole, z.window, _plane_bytes(axes, fields, 8), WORKSPACE))
+        cuts = list(slabs(whole, z.window, plane_bytes(axes, fields), WORKSPACE))
         plans = [passes(axes, slab) for slab in cuts]
-        buffers = _between(plans, fields, maps, torch.float64)
+        buffers = between(plans, fields, maps.device)
         in_plane, out_plane = y.n_in * x.n_in, y.n_out * x.n_out
         for slab, plan in zip(cuts, plans, strict=True):
             along_z = plan[0].axis == 0
             seen = slab._replace(z0=windows.z0) if along_z else slab
-            source = _from(maps, _start(seen, in_plane, windows.z1 - windows.z0, windows.z0, windows.c0))
+            source = tail(maps, start_of(seen, in_plane, windows.z1 - windows.z0, windows.z0, windows.c0))
             upstream = source
             if self.upstream is not None:
-                upstream = _from(self.upstream, _start(seen, in_plane, z.n_in))
-            start = _start(slab, out_plane, z.n_out)
-            image, partner = _from(volume.warped, start), _from(volume.fixed, start)
-            inside = image if volume.mask is None else _from(volume.mask, start)
+                upstream = tail(self.upstream, start_of(seen, in_plane, z.n_in))
+            start = start_of(slab, out_plane, z.n_out)
+            image, partner = tail(volume.warped, start), tail(volume.fixed, start)
+            inside = image if volume.mask is None else tail(volume.mask, start)
             field = [place * maps.stride(0) for place in (*places, 3, 4)]
             for step, launch in enumerate(plan):
                 target, target_field = (source, 0) if launch.is_last else (buffers[step], launch.size)
                 launch.launch(
                     gradients_pass,
                     *(source, *field, upstream, target, target_field, image, partner, inside),
-                    *(_from(to_image, start), _from(to_partner, start) if both else image),
+                    *(tail(to_image, start), tail(to_partner, start) if both else image),
                     *(self.grad, self.counted),
                     MASKED=volume.mask is not None,
                     BOTH=both,

@@ -17,7 +17,7 @@ def _later(module: str, name: str) -> Callable[..., Any]:
     return call
 
 
-for _public in ("lncc",):
+for _public in ("lncc", "ssim"):
     for _step in ("", "_forward", "_backward"):
         _op = _later(f"triton_{_public}", _public + (_step or "_forward"))
         registry.register(_public + _step, "triton", _op, verified=False)

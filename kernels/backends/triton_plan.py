@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from . import registry
 
@@ -25,14 +29,16 @@ class Axis(NamedTuple):
         return Axis(self.window, 1 - self.window - self.first, self.n_out, self.n_in)
 
 
-def axes_of(spatial: list[int], window: list[int], padding: str) -> list[Axis]:
-    """z, y and x; a plane has one z. Windows are cut to what they can reach in the volume."""
+def axes_of(spatial: list[int], window: list[int], padding: str, cut: bool = True) -> list[Axis]:
+    """z, y and x; a plane has one z. With `cut`, windows end where they leave the volume for all outputs."""
     axes = [Axis(1, 0, 1, 1)] * (3 - len(spatial))
     for n, w in zip(spatial, window, strict=True):
         if padding == "valid":
             axes.append(Axis(w, 0, n, n - w + 1))
         else:
-            before, after = min((w - 1) // 2, n - 1), min(w // 2, n - 1)
+            before, after = (w - 1) // 2, w // 2
+            if cut:
+                before, after = min(before, n - 1), min(after, n - 1)
             axes.append(Axis(before + after + 1, -before, n, n))
     return axes
 
@@ -77,19 +83,20 @@ class Pass:
     inner: int
     first: int
     window: int
+    block: int  # outputs along the axis that stand in one tile
     is_first: bool
     is_last: bool
 
     @property
     def tile(self) -> tuple[int, int, int]:
-        lanes = power_of_two(self.window)
+        lanes = power_of_two(self.block)
         columns = min(power_of_two(self.inner), 128, max(8, TILE // lanes))
         rows = power_of_two(self.outer * self.blocks)
         return min(rows, max(1, TILE // (lanes * columns))), lanes, columns
 
     @property
     def blocks(self) -> int:
-        return parts(self.n_out, self.window)
+        return parts(self.n_out, self.block)
 
     @property
     def size(self) -> int:
@@ -102,7 +109,7 @@ class Pass:
         return parts(self.outer * self.blocks, rows) * parts(self.inner, columns)
 
     def launch(self, kernel: Any, *args: Any, **constants: Any) -> None:
-        """Runs the kernel; its last arguments are those of box_tile, then FIRST and LAST."""
+        """Runs the kernel; its last arguments are those of the tile, then BO, W2, BI, FIRST and LAST."""
         rows, lanes, columns = self.tile
         shape = (self.outer, self.blocks, self.n_in, self.n_out, self.inner, parts(self.inner, columns))
         warps = min(16, max(1, rows * lanes * columns // 128))  # four elements a thread: more of them spill
@@ -121,8 +128,11 @@ class Pass:
         )
 
 
-def passes(axes: list[Axis], slab: Slab) -> list[Pass]:
-    """The launches for a slab, z first: axes with a window of 1 need none, but one pass there is always."""
+def passes(axes: list[Axis], slab: Slab, block: int | None = None) -> list[Pass]:
+    """The launches for a slab, z first: axes with a window of 1 need none, but one pass there is always.
+
+    Tiles hold `block` outputs along the axis, or as many as the window has voxels.
+    """
     run = [a for a in range(3) if axes[a].window > 1] or [2]
     sizes = [axes[0].n_in if 0 in run else slab.z1 - slab.z0, axes[1].n_in, axes[2].n_in]
     plan = []
@@ -131,11 +141,37 @@ def passes(axes: list[Axis], slab: Slab) -> list[Pass]:
         if a == 0:
             axis = axis._replace(first=axis.first + slab.z0, n_out=slab.z1 - slab.z0)
         outer, inner = (slab.c1 - slab.c0) * math.prod(sizes[:a]), math.prod(sizes[a + 1 :])
-        plan.append(Pass(a, outer, sizes[a], axis.n_out, inner, axis.first, axis.window, False, False))
+        shape = (outer, sizes[a], axis.n_out, inner, axis.first, axis.window)
+        plan.append(Pass(a, *shape, axis.window if block is None else min(block, axis.n_out), False, False))
         sizes[a] = axis.n_out
     plan[0] = replace(plan[0], is_first=True)
     plan[-1] = replace(plan[-1], is_last=True)
     return plan
+
+
+def between(plans: list[list[Pass]], fields: int, device: torch.device) -> list[Tensor]:
+    """Room for what lies behind each pass but the last, in float64, enough for every slab's plan."""
+    sizes = [max(plan[i].size for plan in plans) for i in range(len(plans[0]) - 1)]
+    return [torch.empty(fields * size, dtype=torch.float64, device=device) for size in sizes]
+
+
+def plane_bytes(axes: list[Axis], fields: int) -> int:
+    """What one plane of a slab needs between the launches."""
+    return max(1, 8 * fields * sum(p.size for p in passes(axes, Slab(0, 1, 0, 1))[:-1]))
+
+
+def start_of(slab: Slab, plane: int, planes: int, first_plane: int = 0, first_channel: int = 0) -> int:
+    """Offset of a slab in a tensor of `planes` planes a channel, which begins at this plane and channel."""
+    return ((slab.c0 - first_channel) * planes + slab.z0 - first_plane) * plane
+
+
+def tail(tensor: Tensor, offset: int) -> Tensor:
+    return tensor.view(-1)[offset:]
+
+
+def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Launches go to the tensor's device; Triton takes torch's current stream there."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def power_of_two(n: int) -> int:

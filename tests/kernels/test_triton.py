@@ -14,9 +14,10 @@ import pytest
 from neuralreg.kernels.backends import registry
 
 ROOT = Path(__file__).resolve().parents[2]
-# The dense gradcheck and the scan of real data take the interpreter long and tell it nothing new.
-CHOSEN = "triton and not gradcheck_in_two_dimensions and not raw_hounsfield"
-FILES = ("test_lncc.py", "test_lncc_gradients.py", "test_triton_lncc.py")
+# The dense gradcheck and the scan of real data take the interpreter long and tell it nothing new; wrong arguments
+# never reach a backend.
+CHOSEN = "triton and not gradcheck_in_two_dimensions and not raw_hounsfield and not wrong_arguments"
+FILES = ("test_lncc.py", "test_lncc_gradients.py", "test_triton_lncc.py", "test_triton_ssim.py")
 
 
 def interpreted(*command: str) -> subprocess.CompletedProcess[str]:
