@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | gpu: each sets .venv up where it is missing and brings the native modules up to date.
+# make demo | test | lint | bench | gpu | cuda-check: each sets .venv up where it is missing and brings the native modules up to date.
 #   make demo FIXED=a.nii.gz MOVING=b.nii.gz     registers your own pair (ARGS="--preset ..." adds options)
 #   make test ARGS="-k lncc"                     ARGS go to the command behind the target
 #   make gpu PYTHON=python                       PYTHON takes an existing environment as it is: nothing is installed
@@ -21,7 +21,7 @@ NEURALREG = $(PY) -m neuralreg
 PARALLEL = $(shell $(PY) -c "import importlib.util as u; print('-n auto' if u.find_spec('xdist') else '')")
 CPP = $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: .venv native demo test lint bench gpu
+.PHONY: .venv native demo test lint bench gpu cuda-check
 .DEFAULT_GOAL := test
 
 .venv: .venv/ready
@@ -58,8 +58,12 @@ lint: $(READY)
 bench: native
 	$(PY) -m neuralreg.bench $(ARGS)
 
-# There is no CUDA source in this version, and setup.py says so; the tests marked gpu run what serves on the card.
+# For the machine's own card, or NEURALREG_CUDA_ARCHS=80,90; the tests marked gpu run what serves on the card.
 gpu: $(READY)
-	NEURALREG_CUDA=1 $(PY) setup.py -q build_ext --inplace
+	NEURALREG_CUDA=1 NEURALREG_CUDA_ARCHS=$(or $(NEURALREG_CUDA_ARCHS),native) $(PY) setup.py -q build_ext --inplace
 	@$(PY) -m pytest -q -m gpu $(ARGS) || \
 	    { test $$? -eq 5 && echo "no test of this version is marked gpu: nothing has run on a GPU"; }
+
+# Compiles every kernel for three architectures and prints registers and spills; no GPU is needed.
+cuda-check:
+	$(if $(PYTHON),$(PYTHON),$(PYTHON3)) csrc/build_cuda.py

@@ -1,18 +1,21 @@
-"""Builds the native CPU modules of neuralreg: the sources under csrc/ once for every instruction set.
+"""Builds the native modules of neuralreg: the CPU's sources under csrc/ once for every instruction set, and, when
+asked, the CUDA module.
 
 torch is never imported: the modules take addresses, sizes and strides, so they fit every torch version.
 Where no compiler is found or the build fails, the install succeeds without native modules, says so in one
 line and leaves the reason where the modules would be, in ``kernels/backends/_build_note.txt``.
 
 Environment: NEURALREG_NO_NATIVE=1 skips the modules; NEURALREG_REQUIRE_NATIVE=1 makes a module that does not
-build an error; NEURALREG_BUILD_ISAS=base,avx2 builds only those; CXX, CXXFLAGS and LDFLAGS are honoured;
-MAX_JOBS limits the compilers that run at once.
+build an error; NEURALREG_BUILD_ISAS=base,avx2 builds only those; NEURALREG_CUDA=1 builds the CUDA module as well, or
+fails (csrc/build_cuda.py says for which cards); CXX, CXXFLAGS and LDFLAGS are honoured; MAX_JOBS limits the
+compilers that run at once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import platform
 import re
@@ -25,6 +28,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -131,13 +135,17 @@ class Compiler:
         """
         command = [*self.command, *self.target, *COMMON_FLAGS, *self.optional, *flags]
         command += shlex.split(os.environ.get("CXXFLAGS", ""))
+        self.make(command, source, target, headers)
+
+    def make(self, command: list[str], source: Path, target: Path, headers: dict[Path, str]) -> None:
+        """As ``compile``, with a command of one's own."""
         key = digest(self.version, command, sorted(headers.values()))
         stamp, dependencies = target.with_suffix(".key"), target.with_suffix(".d")
         if is_current(target, stamp, dependencies, key):
             return
         stamp.unlink(missing_ok=True)
         started = time.time()
-        command += [f"-isystem{folder}" for folder in headers]
+        command = [*command, *(f"-isystem{folder}" for folder in headers)]
         done = self._run([*command, "-MMD", "-MF", str(dependencies), "-c", str(source), "-o", str(target)])
         if done.stderr:
             print(done.stderr, file=sys.stderr, flush=True)
@@ -206,8 +214,6 @@ class BuildNative(build_ext):
     def run(self) -> None:
         if self.inplace:
             link_rooms()
-        if is_set("NEURALREG_CUDA") and not list((ROOT / "csrc").glob("cuda/*.cu")):
-            print("neuralreg: NEURALREG_CUDA is set, but this version has no CUDA sources", file=sys.stderr)
         destination = self._destination()
         failures: dict[str, str] = {}
         if is_set("NEURALREG_NO_NATIVE"):
@@ -244,6 +250,8 @@ class BuildNative(build_ext):
             compiler = Compiler(folder)
             with ThreadPoolExecutor(job_count()) as pool:
                 for isa in self._isas():
+                    if isa == "cuda":
+                        continue
                     if not compiler.accepts(ISA_FLAGS[isa]):
                         failures[isa] = f"the compiler does not know {' '.join(ISA_FLAGS[isa])}"
                         continue
@@ -261,6 +269,12 @@ class BuildNative(build_ext):
                     compiler.link(objects, destination / file_name(isa), f"PyInit__cpu_{isa}")
                 except BuildError as error:
                     failures[isa] = str(error)
+            if "cuda" in self._isas():
+                cuda = load_cuda_tools()
+                try:
+                    cuda.build(compiler, folder / "cuda", destination / file_name("cuda"), headers)
+                except (BuildError, cuda.CudaError) as error:
+                    failures["cuda"] = str(error)
         return failures
 
     def _isas(self) -> list[str]:
@@ -272,6 +286,9 @@ class BuildNative(build_ext):
             failures = dict.fromkeys(self._isas(), failures["all"])
         built = [isa for isa in self._isas() if isa not in failures]
         self.extensions = [e for e in self.extensions if e.name.rpartition("_")[2] in built]
+        if "cuda" in failures:  # it was asked for, so the build must not pass without it
+            (destination / file_name("cuda")).unlink(missing_ok=True)
+            raise SystemExit(f"neuralreg: the CUDA module cannot be built: {failures['cuda']}")
         for module in destination.glob(file_name("*")):
             if module.name not in map(file_name, built):
                 module.unlink()
@@ -295,8 +312,22 @@ class BuildNative(build_ext):
         return {path: str(here / Path(path).name) for path in self.get_outputs()} if self.inplace else {}
 
 
+def module_name(isa: str) -> str:
+    return "_cuda" if isa == "cuda" else f"_cpu_{isa}"
+
+
+def load_cuda_tools() -> Any:
+    """csrc/build_cuda.py, which no path of this build finds by name."""
+    spec = importlib.util.spec_from_file_location("build_cuda", ROOT / "csrc" / "build_cuda.py")
+    if spec is None or spec.loader is None or not list((ROOT / "csrc").glob("cuda/*.cu")):
+        raise BuildError("this version has no CUDA sources")
+    tools = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tools)
+    return tools
+
+
 def file_name(isa: str) -> str:
-    return f"_cpu_{isa}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    return f"{module_name(isa)}{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
 @contextlib.contextmanager
@@ -334,7 +365,7 @@ def wanted_isas() -> list[str]:
     unknown = [name for name in asked if name not in ISA_FLAGS]
     if unknown:
         raise SystemExit(f"NEURALREG_BUILD_ISAS: {unknown[0]!r} is not one of {', '.join(ISA_FLAGS)}")
-    return asked or list(ISA_FLAGS)
+    return [*(asked or ISA_FLAGS), *(["cuda"] if is_set("NEURALREG_CUDA") else [])]
 
 
 if __name__ == "__main__":
@@ -342,6 +373,8 @@ if __name__ == "__main__":
     setup(
         packages=list(packages()),
         package_dir=packages(),
-        ext_modules=[Extension(f"{PACKAGE}._cpu_{isa}", files, language="c++") for isa in wanted_isas()],
+        ext_modules=[
+            Extension(f"{PACKAGE}.{module_name(isa)}", files, language="c++") for isa in wanted_isas()
+        ],
         cmdclass={"build_ext": BuildNative},
     )

@@ -8,7 +8,9 @@ registered as unverified.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -187,7 +189,11 @@ def _result(gradient: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if gradient is None else gradient.to(like.dtype)
 
 
-FUNCTIONS = {"lncc": lncc_forward, "lncc_forward": lncc_forward, "lncc_backward": lncc_backward}
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "lncc": lncc_forward,
+    "lncc_forward": lncc_forward,
+    "lncc_backward": lncc_backward,
+}
 
 if module is not None:
     for _op, _function in FUNCTIONS.items():
