@@ -19,6 +19,9 @@ REDUCTIONS = ("mean", "none")
 # With recompute=None the maps of derivatives are saved up to this size, and computed again above it.
 SAVED_BYTES = 512 * 2**20
 
+# Backends whose forward pass of a mean computes the gradient along the way.
+ONE_PASS = ("cpu",)
+
 
 @torch.library.custom_op("neuralreg::lncc_forward", mutates_args=())
 def _forward(
@@ -38,7 +41,11 @@ def _forward(
     save_warped: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Value or map; maps of derivatives for the images to save for; number of windows in the mean."""
+    """Value or map; what is saved for the gradients; number of windows in the mean.
+
+    Saved are the maps of derivatives for the images to save for; for a mean on a backend in ONE_PASS, the gradients
+    for a sum.
+    """
     run = registry.implementation("lncc_forward", backend)
     options = (window, padding, squared, eps, eps_mode, numerator_eps, flat_tol, zero_rule)
     return run(fixed, warped, mask, *options, mean, save_fixed, save_warped)
@@ -65,8 +72,11 @@ def _(
     out = _windows(fixed, window, padding)
     wide = torch.promote_types(fixed.dtype, torch.float32)
     value = fixed.new_empty((), dtype=wide) if mean else fixed.new_empty(out)
-    adjoints = fixed.new_empty([adjoint_maps(save_fixed, save_warped), *out], dtype=wide)
-    return value, adjoints, fixed.new_empty((), dtype=torch.float64)
+    if mean and backend in ONE_PASS and (save_fixed or save_warped):
+        saved = fixed.new_empty([int(save_fixed) + int(save_warped), *fixed.shape], dtype=wide)
+    else:
+        saved = fixed.new_empty([adjoint_maps(save_fixed, save_warped), *out], dtype=wide)
+    return value, saved, fixed.new_empty((), dtype=torch.float64)
 
 
 @torch.library.custom_op("neuralreg::lncc_backward", mutates_args=())
@@ -198,19 +208,22 @@ def lncc(
         zero_rule: windows with Sf <= 0 or Sw <= 0 leave the mean and are 0 in the map (NIR's rule for
             background).
         reduction: "mean" over the windows that stay (0 when none stays), or "none", the map.
-        recompute: False saves the maps of derivatives for the backward pass, True computes them again from
-            the images; None saves them while they take at most 512 MiB.
+        recompute: False saves for the backward pass (on the cpu backend the gradient of a mean itself, computed
+            along with the value; elsewhere the maps of derivatives), True computes again from the images; None
+            saves while that takes at most 512 MiB.
         backend: "cpu", "reference", ...; None chooses.
 
     Returns:
         A scalar (float32 for half types), or with reduction "none" (B, C, *windows) in the images' dtype.
         Differentiable once in both images. Sums are float64, so offsets of 1e4 and constant regions are
-        harmless. Results do not depend on the number of threads. NaN in an image spreads to the mean.
+        harmless. On the cpu backend sums of squares below 2^-42 of the largest in the strip of rows count as
+        zero, being within the rounding of running sums. Results do not depend on the number of threads. NaN in an image spreads to the mean.
 
-    Memory beyond inputs and outputs: one to a few megabytes a thread. For the backward pass 3 volumes of the
-    windows' size (gradient to one image) or 5 (both), in the images' dtype but at least float32; with
-    ``recompute`` none is kept and the backward pass allocates 3 or 5 slabs of 15 + window planes. A mask
-    costs one byte a voxel more.
+    Memory beyond inputs and outputs: one to a few megabytes a thread. Saved for the backward pass of a map are
+    3 volumes of the windows' size (gradient to one image) or 5 (both), in the images' dtype but at least
+    float32; of a mean on the cpu backend, 1 or 2 volumes, and 3 or 5 slabs of 15 + window planes while it
+    runs. With ``recompute`` nothing is kept, and the backward pass allocates those slabs. A mask costs one
+    byte a voxel more.
 
     Raises:
         ValueError: a shape, dtype or option does not fit; a window larger than the volume with "valid".
@@ -236,7 +249,9 @@ def lncc(
     wants = [torch.is_grad_enabled() and image.requires_grad for image in (fixed, warped)]
     if recompute is None:
         item = max(fixed.element_size(), 4)
-        recompute = adjoint_maps(*wants) * math.prod(_windows(fixed, windows, padding)) * item > SAVED_BYTES
+        one_pass = reduction == "mean" and chosen in ONE_PASS
+        volumes = sum(wants) if one_pass else adjoint_maps(*wants)
+        recompute = volumes * math.prod(_windows(fixed, windows, padding)) * item > SAVED_BYTES
     save_fixed, save_warped = (want and not recompute for want in wants)
     inside = None if mask is None else mask != 0
     options = (windows, padding, squared, eps, eps_mode, numerator_eps, flat_tol, zero_rule)

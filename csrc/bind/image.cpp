@@ -112,6 +112,14 @@ void bind_image(py::module_& m, const std::string& suffix) {
                          pointer<uint8_t>(mask), pointers<const T>(adjoints), pointer<T>(grad_fixed),
                          pointer<T>(grad_warped), threads);
     });
+    def("lncc_gradient", [](const LnccShape& shape, Address upstream, double scale, Address fixed,
+                            Address warped, Address mask, Address grad_fixed, Address grad_warped,
+                            int threads) {
+        const LnccTotal total = lncc_gradient<T>(shape, pointer<T>(upstream), scale, pointer<T>(fixed),
+                                                 pointer<T>(warped), pointer<uint8_t>(mask),
+                                                 pointer<T>(grad_fixed), pointer<T>(grad_warped), threads);
+        return std::make_pair(total.sum, total.count);
+    });
 }
 
 template void bind_image<float>(py::module_&, const std::string&);

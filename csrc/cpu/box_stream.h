@@ -180,25 +180,31 @@ public:
     static int64_t strip(const BoxAxis& y, const BoxAxis& x) {
         const int64_t row = (x.in + x.window()) * F * static_cast<int64_t>(sizeof(double));
         const int64_t wanted = (int64_t{512} << 10) / std::max<int64_t>(row, 1) - y.window();
-        const int64_t rows = std::min(y.out, std::min(kMostRows, std::max<int64_t>(8, wanted)));
+        const int64_t few = std::max<int64_t>(8, y.out / 4);  // a small volume is shared out too
+        const int64_t rows = std::min({y.out, kMostRows, few, std::max<int64_t>(8, wanted)});
         const int64_t strips = (y.out + rows - 1) / rows;
         return (y.out + strips - 1) / strips;
     }
+
+    // The next run starts anew; otherwise it goes on where the last one of the same rows has ended.
+    void restart() { entering_ = -1; }
 
     // Calls emit(plane, row, sums) for planes [z0, z1) and rows [y0, y1) of output, where sums[k * stride() +
     // i] is the box sum of field k; read(plane, row, block, v) delivers F vectors of input.
     template <class Read, class Emit>
     void run(int64_t z0, int64_t z1, int64_t y0, int64_t y1, const Read& read, const Emit& emit) {
         const int64_t top = std::max<int64_t>(0, y0 - y_.before), bottom = std::min(y_.in, y1 + y_.after);
-        std::fill(depth_.begin(), depth_.end(), Vec{});
-        int64_t entering = std::max<int64_t>(0, z0 - z_.before), leaving = entering;
+        if (entering_ < 0) {
+            std::fill(depth_.begin(), depth_.end(), Vec{});
+            entering_ = leaving_ = std::max<int64_t>(0, z0 - z_.before);
+        }
         for (int64_t plane = z0; plane < z1; ++plane) {
             const int64_t entered = std::min(z_.in, plane + z_.after + 1);
             const int64_t left = std::min(entered, plane - z_.before);
-            for (; entering < entered && leaving < left; ++entering, ++leaving)
-                move<true, true>(entering, leaving, top, bottom, read);
-            for (; entering < entered; ++entering) move<true, false>(entering, 0, top, bottom, read);
-            for (; leaving < left; ++leaving) move<false, true>(0, leaving, top, bottom, read);
+            for (; entering_ < entered && leaving_ < left; ++entering_, ++leaving_)
+                move<true, true>(entering_, leaving_, top, bottom, read);
+            for (; entering_ < entered; ++entering_) move<true, false>(entering_, 0, top, bottom, read);
+            for (; leaving_ < left; ++leaving_) move<false, true>(0, leaving_, top, bottom, read);
             walk(plane, y0, y1, top, emit);
         }
     }
@@ -260,8 +266,9 @@ private:
     int64_t blocks_, start_;  // vectors in a row of input; where it begins in its padded line
     int64_t count_, line_;    // vectors of sums in a line; its length
     BoxLine box_;
-    std::vector<Vec> depth_;   // [row][field][line]: running sums along z
-    std::vector<Vec> across_;  // [field][line]: of those along y; zeros before and after the row
+    int64_t entering_ = -1, leaving_ = -1;  // the next planes to do so
+    std::vector<Vec> depth_;                // [row][field][line]: running sums along z
+    std::vector<Vec> across_;               // [field][line]: of those along y; zeros before and after the row
     std::vector<Vec> scratch_, sums_;
 };
 

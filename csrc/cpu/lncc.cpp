@@ -11,6 +11,7 @@
 #include "cpu/box_stream.h"
 #include "cpu/lncc_fields.h"
 #include "cpu/loops.h"
+#include "cpu/memory.h"
 #include "cpu/ops.h"
 #include "cpu/parallel.h"
 
@@ -95,10 +96,14 @@ public:
         if (windows.voxels < 2) std::fill(inverse_n_.begin(), inverse_n_.end(), 0.0);
     }
 
+    void restart() {
+        stream_.restart();
+        most_f_ = most_w_ = 0;
+    }
+
     LnccTotal run(int64_t z0, int64_t z1, int64_t y0, int64_t y1, const T* fixed, const T* warped,
                   const uint8_t* mask, T* values, T* const* adjoints, int64_t ring) {
         LnccTotal total;
-        double most_f = 0, most_w = 0;
         const int64_t n = w_.x.out;
         const Read read{fixed, warped, mask, w_.y.in, w_.x.in};
         stream_.run(z0, z1, y0, y1, read, [&](int64_t plane, int64_t row, double* sums) {
@@ -113,8 +118,8 @@ public:
             }
             T* to[5] = {};
             for (size_t k = 0; k < maps_; ++k) to[k] = adjoints[k] + (plane % ring * w_.y.out + row) * n;
-            most_f = clear(sums, 2, {0, 2, 4}, most_f);
-            most_w = clear(sums, 3, {1, 3, 4}, most_w);
+            most_f_ = clear(sums, 2, {0, 2, 4}, most_f_);
+            most_w_ = clear(sums, 3, {1, 3, 4}, most_w_);
             evaluate_(sums, stream_.stride(), inverse_n_.data(), centre_.data(), n, rule_, value_.data(),
                       counted_.data(), to);
             double sum = 0, count = 0;
@@ -163,6 +168,7 @@ private:
     std::vector<double> inverse_n_, centre_;  // centre_: 1 where the window's centre is inside the mask
     std::vector<double> value_, counted_;
     std::vector<uint8_t> none_;
+    double most_f_ = 0, most_w_ = 0;  // largest sums of squares so far
 };
 
 // Streams the gradient of one channel from its adjoint maps: F = 3 gives the warped image's, F = 5 both.
@@ -172,10 +178,16 @@ public:
     Gradient(const Windows& w, double scale, int64_t rows)
         : w_(w), scale_(scale), stream_(w.z.adjoint(), w.y.adjoint(), w.x.adjoint(), rows) {}
 
+    void restart() {
+        stream_.restart();
+        std::fill(most_, most_ + F, 0.0);
+    }
+
     void run(int64_t z0, int64_t z1, int64_t y0, int64_t y1, const ReadAdjoints<T, F>& read, const T* fixed,
              const T* warped, const uint8_t* mask, T* grad_fixed, T* grad_warped) {
         const int64_t n = w_.x.in, stride = stream_.stride();
-        double most[F] = {}, least[F];
+        double* most = most_;
+        double least[F];
         stream_.run(z0, z1, y0, y1, read, [&](int64_t plane, int64_t row, const double* sums) {
             const int64_t at = (plane * w_.y.in + row) * n;
             const T *f = fixed + at, *w = warped + at;
@@ -215,6 +227,7 @@ private:
     Windows w_;
     double scale_;
     BoxStream<F> stream_;
+    double most_[F] = {};  // largest sums so far
 };
 
 // One work item is a strip of rows times a chunk of planes of one channel.
@@ -240,6 +253,8 @@ LnccTotal forward(const LnccShape& shape, const T* fixed, const T* warped, const
                   const std::vector<T*>& adjoints, int threads) {
     const Windows w(shape);
     const Items items(BoxStream<ReadImages<T, masked>::kFields>::strip(w.y, w.x), w.y.out, w.z.out);
+    for (T* map : adjoints) expect_writes(map, w.channels * w.out_size);
+    expect_writes(values, w.channels * w.out_size);
     std::vector<LnccTotal> partial(w.channels * items.count());
     parallel_for(static_cast<int64_t>(partial.size()), threads, 1, [&](int64_t begin, int64_t end, int) {
         Statistics<T, masked> statistics(shape, w, adjoints.size(), items.rows);
@@ -247,6 +262,7 @@ LnccTotal forward(const LnccShape& shape, const T* fixed, const T* warped, const
             const int64_t channel = i / items.count(), item = i % items.count();
             T* maps[5] = {};
             for (size_t k = 0; k < adjoints.size(); ++k) maps[k] = adjoints[k] + channel * w.out_size;
+            statistics.restart();
             partial[i] = statistics.run(items.z0(item), items.z1(item), items.y0(item), items.y1(item),
                                         fixed + channel * w.in_size, warped + channel * w.in_size,
                                         mask + channel / w.mask_step * w.in_size * masked,
@@ -267,6 +283,8 @@ void backward_saved(const LnccShape& shape, const T* upstream, double scale, con
                     int threads) {
     const Windows w(shape);
     const Items items(BoxStream<F>::strip(w.y.adjoint(), w.x.adjoint()), w.y.in, w.z.in);
+    expect_writes(grad_warped, w.channels * w.in_size);
+    expect_writes(grad_fixed, w.channels * w.in_size);
     parallel_for(w.channels * items.count(), threads, 1, [&](int64_t begin, int64_t end, int) {
         Gradient<T, F> gradient(w, scale, items.rows);
         for (int64_t i = begin; i < end; ++i) {
@@ -274,6 +292,7 @@ void backward_saved(const LnccShape& shape, const T* upstream, double scale, con
             const int64_t in = channel * w.in_size, out = channel * w.out_size;
             ReadAdjoints<T, F> read{{}, upstream ? upstream + out : nullptr, w.y.out, w.x.out, w.z.out};
             for (int k = 0; k < F; ++k) read.maps[k] = adjoints[k] + out;
+            gradient.restart();
             gradient.run(items.z0(item), items.z1(item), items.y0(item), items.y1(item), read, fixed + in,
                          warped + in, mask ? mask + channel / w.mask_step * w.in_size : nullptr,
                          grad_fixed ? grad_fixed + in : nullptr, grad_warped + in);
@@ -282,46 +301,66 @@ void backward_saved(const LnccShape& shape, const T* upstream, double scale, con
 }
 
 // Slab by slab: the adjoint maps of the windows that a slab of gradient needs and that are not there yet go
-// into a ring of planes, then the slab's gradient is streamed from the ring.
+// into a ring of planes, then the slab's gradient is streamed from the ring. Every strip of rows keeps its
+// running sums from one slab to the next.
 template <class T, bool masked, int F>
-void backward_recomputed(const LnccShape& shape, const T* upstream, double scale, const T* fixed,
-                         const T* warped, const uint8_t* mask, T* grad_fixed, T* grad_warped, int threads) {
+LnccTotal both_passes(const LnccShape& shape, const T* upstream, double scale, const T* fixed,
+                      const T* warped, const uint8_t* mask, T* grad_fixed, T* grad_warped, int threads) {
     const Windows w(shape);
     const BoxAxis back = w.z.adjoint();
     const int64_t rows = BoxStream<ReadImages<T, masked>::kFields>::strip(w.y, w.x);
     const int64_t back_rows = BoxStream<F>::strip(w.y.adjoint(), w.x.adjoint());
     const int64_t strips = (w.y.out + rows - 1) / rows, back_strips = (w.y.in + back_rows - 1) / back_rows;
-    const int64_t ring = std::min(w.z.out, kSlabPlanes + back.window() - 1), plane = w.y.out * w.x.out;
+    // The stream also reads, once more, the plane that leaves.
+    const int64_t ring = std::min(w.z.out, kSlabPlanes + back.window()), plane = w.y.out * w.x.out;
     const std::unique_ptr<T[]> maps(
         new T[F * ring * plane]);  // not zeroed: every plane is written before it is read
+    expect_writes(maps.get(), F * ring * plane);
+    expect_writes(grad_warped, w.channels * w.in_size);
+    expect_writes(grad_fixed, w.channels * w.in_size);
     T* to[5] = {};
     for (int k = 0; k < F; ++k) to[k] = maps.get() + k * ring * plane;
+    std::vector<Statistics<T, masked>> statistics(strips, Statistics<T, masked>(shape, w, F, rows));
+    std::vector<Gradient<T, F>> gradients(back_strips, Gradient<T, F>(w, scale, back_rows));
+    std::vector<LnccTotal> partial(strips);
     for (int64_t channel = 0; channel < w.channels; ++channel) {
         const int64_t in = channel * w.in_size;
         const uint8_t* inside = masked ? mask + channel / w.mask_step * w.in_size : nullptr;
         int64_t done = 0;  // planes of windows that have been through the ring
         for (int64_t z0 = 0; z0 < w.z.in; z0 += kSlabPlanes) {
             const int64_t z1 = std::min(w.z.in, z0 + kSlabPlanes);
-            const int64_t needed = std::min(w.z.out, z1 + back.after);
+            const int64_t needed = std::max(done, std::min(w.z.out, z1 + back.after));
+            const bool anew = z0 % kChunkPlanes == 0;
             parallel_for(needed > done ? strips : 0, threads, 1, [&](int64_t begin, int64_t end, int) {
-                Statistics<T, masked> statistics(shape, w, F, rows);
-                for (int64_t s = begin; s < end; ++s)
-                    statistics.run(done, needed, s * rows, std::min(w.y.out, (s + 1) * rows), fixed + in,
-                                   warped + in, inside, nullptr, to, ring);
+                for (int64_t s = begin; s < end; ++s) {
+                    if (anew) statistics[s].restart();
+                    const LnccTotal t =
+                        statistics[s].run(done, needed, s * rows, std::min(w.y.out, (s + 1) * rows),
+                                          fixed + in, warped + in, inside, nullptr, to, ring);
+                    partial[s].sum += t.sum;
+                    partial[s].count += t.count;
+                }
             });
-            done = std::max(done, needed);
+            done = needed;
             parallel_for(back_strips, threads, 1, [&](int64_t begin, int64_t end, int) {
-                Gradient<T, F> gradient(w, scale, back_rows);
                 ReadAdjoints<T, F> read{
                     {}, upstream ? upstream + channel * w.out_size : nullptr, w.y.out, w.x.out, ring};
                 for (int k = 0; k < F; ++k) read.maps[k] = to[k];
-                for (int64_t s = begin; s < end; ++s)
-                    gradient.run(z0, z1, s * back_rows, std::min(w.y.in, (s + 1) * back_rows), read,
-                                 fixed + in, warped + in, inside, grad_fixed ? grad_fixed + in : nullptr,
-                                 grad_warped + in);
+                for (int64_t s = begin; s < end; ++s) {
+                    if (anew) gradients[s].restart();
+                    gradients[s].run(z0, z1, s * back_rows, std::min(w.y.in, (s + 1) * back_rows), read,
+                                     fixed + in, warped + in, inside, grad_fixed ? grad_fixed + in : nullptr,
+                                     grad_warped + in);
+                }
             });
         }
     }
+    LnccTotal total;
+    for (const LnccTotal& p : partial) {
+        total.sum += p.sum;
+        total.count += p.count;
+    }
+    return total;
 }
 
 bool empty(const LnccShape& shape) {
@@ -345,21 +384,27 @@ void lncc_backward(const LnccShape& shape, const T* upstream, double scale, cons
                    const uint8_t* mask, const std::vector<const T*>& adjoints, T* grad_fixed, T* grad_warped,
                    int threads) {
     if (empty(shape)) return;
-    if (!adjoints.empty()) {
-        const auto run = grad_fixed ? backward_saved<T, 5> : backward_saved<T, 3>;
-        run(shape, upstream, scale, fixed, warped, mask, adjoints, grad_fixed, grad_warped, threads);
-        return;
-    }
-    const auto both = mask ? backward_recomputed<T, true, 5> : backward_recomputed<T, false, 5>;
-    const auto one = mask ? backward_recomputed<T, true, 3> : backward_recomputed<T, false, 3>;
-    (grad_fixed ? both : one)(shape, upstream, scale, fixed, warped, mask, grad_fixed, grad_warped, threads);
+    const auto run = grad_fixed ? backward_saved<T, 5> : backward_saved<T, 3>;
+    run(shape, upstream, scale, fixed, warped, mask, adjoints, grad_fixed, grad_warped, threads);
+}
+
+template <class T>
+LnccTotal lncc_gradient(const LnccShape& shape, const T* upstream, double scale, const T* fixed,
+                        const T* warped, const uint8_t* mask, T* grad_fixed, T* grad_warped, int threads) {
+    if (empty(shape)) return {};
+    const auto two = mask ? both_passes<T, true, 5> : both_passes<T, false, 5>;
+    const auto one = mask ? both_passes<T, true, 3> : both_passes<T, false, 3>;
+    return (grad_fixed ? two : one)(shape, upstream, scale, fixed, warped, mask, grad_fixed, grad_warped,
+                                    threads);
 }
 
 #define NR_INSTANTIATE(T)                                                                                  \
     template LnccTotal lncc_forward<T>(const LnccShape&, const T*, const T*, const uint8_t*, T*,           \
                                        const std::vector<T*>&, int);                                       \
     template void lncc_backward<T>(const LnccShape&, const T*, double, const T*, const T*, const uint8_t*, \
-                                   const std::vector<const T*>&, T*, T*, int);
+                                   const std::vector<const T*>&, T*, T*, int);                             \
+    template LnccTotal lncc_gradient<T>(const LnccShape&, const T*, double, const T*, const T*,            \
+                                        const uint8_t*, T*, T*, int);
 NR_INSTANTIATE(float)
 NR_INSTANTIATE(double)
 #undef NR_INSTANTIATE

@@ -113,12 +113,16 @@ struct LnccTotal {
 template <class T>
 LnccTotal lncc_forward(const LnccShape& shape, const T* fixed, const T* warped, const uint8_t* mask,
                        T* values, const std::vector<T*>& adjoints, int threads);
-// upstream: gradient of the map, or null for ones; all is multiplied by scale. adjoints as above, or empty:
-// then the statistics are computed again, slab by slab. grad_fixed may be null.
+// upstream: gradient of the map, or null for ones; all is multiplied by scale. adjoints as above. grad_fixed
+// may be null.
 template <class T>
 void lncc_backward(const LnccShape& shape, const T* upstream, double scale, const T* fixed, const T* warped,
                    const uint8_t* mask, const std::vector<const T*>& adjoints, T* grad_fixed, T* grad_warped,
                    int threads);
+// Forward and backward in one pass: the adjoint maps never leave the cache. Arguments as above.
+template <class T>
+LnccTotal lncc_gradient(const LnccShape& shape, const T* upstream, double scale, const T* fixed,
+                        const T* warped, const uint8_t* mask, T* grad_fixed, T* grad_warped, int threads);
 // --------------------------------------------------------------------------------------------------
 
 // --- jacobian.cpp

@@ -258,31 +258,36 @@ def lncc_forward(
     save_fixed: bool,
     save_warped: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As declared in csrc/cpu/ops.h; to save for the fixed image alone, the images trade places."""
+    """As declared in csrc/cpu/ops.h; to save for the fixed image alone, the images trade places.
+
+    What is saved for a mean is the gradient itself, without the mean's denominator: one pass gives both, and
+    the maps of derivatives stay in the cache.
+    """
     dtype = _computing_type(fixed)
     f, w = fixed.to(dtype).contiguous(), warped.to(dtype).contiguous()
     mask = None if mask is None else mask.contiguous()
     shape = _lncc_shape(f, mask, window, padding, squared, eps, eps_mode, numerator_eps, flat_tol, zero_rule)
     sizes = zip(f.shape[2:], window, strict=True)
     out = [*f.shape[:2], *(n - k + 1 if padding == "valid" else n for n, k in sizes)]
-    values = None if mean else f.new_empty(out)
-    maps = 5 if save_fixed and save_warped else 3 if save_fixed or save_warped else 0
-    adjoints = f.new_empty([maps, *out])
+    images = [address(f), address(w)]
     if save_fixed and not save_warped:
-        f, w = w, f  # the measure is symmetric
-    total, count = function("lncc_forward", dtype)(
-        shape,
-        address(f),
-        address(w),
-        address(mask),
-        address(values),
-        [address(a) for a in adjoints],
-        threads(),
-    )
+        images.reverse()  # the measure is symmetric
+    values = None if mean else f.new_empty(out)
+    if mean and (save_fixed or save_warped):
+        saved = f.new_empty([int(save_fixed) + int(save_warped), *f.shape])
+        targets = [address(s) for s in saved] if save_fixed and save_warped else [0, address(saved)]
+        total, count = function("lncc_gradient", dtype)(
+            shape, 0, 1.0, *images, address(mask), *targets, threads()
+        )
+    else:
+        saved = f.new_empty([5 if save_fixed and save_warped else 3 if save_fixed or save_warped else 0, *out])
+        total, count = function("lncc_forward", dtype)(
+            shape, *images, address(mask), address(values), [address(s) for s in saved], threads()
+        )
     counted = torch.tensor(count, dtype=torch.float64)
     if values is None:
-        return f.new_tensor(total / max(count, 1)), adjoints, counted
-    return values.to(fixed.dtype), adjoints, counted
+        return f.new_tensor(total / max(count, 1)), saved, counted
+    return values.to(fixed.dtype), saved, counted
 
 
 def lncc_backward(
@@ -290,7 +295,7 @@ def lncc_backward(
     fixed: Tensor,
     warped: Tensor,
     mask: Tensor | None,
-    adjoints: Tensor,
+    saved: Tensor,
     count: Tensor,
     window: list[int],
     padding: str,
@@ -307,33 +312,32 @@ def lncc_backward(
     want_warped: bool,
 ) -> tuple[Tensor, Tensor]:
     dtype = _computing_type(fixed)
+    scale = grad.item() / max(count.item(), 1) if mean else 1.0
+    is_saved = (saved_fixed or not want_fixed) and (saved_warped or not want_warped)
+    if mean and is_saved:
+        to_fixed, to_warped = saved[0], saved[-1]
+        return (
+            _result(to_fixed * scale if want_fixed else None, fixed),
+            _result(to_warped * scale if want_warped else None, warped),
+        )
     f, w = fixed.to(dtype).contiguous(), warped.to(dtype).contiguous()
     mask = None if mask is None else mask.contiguous()
     shape = _lncc_shape(f, mask, window, padding, squared, eps, eps_mode, numerator_eps, flat_tol, zero_rule)
     upstream = None if mean else grad.to(dtype).contiguous()
-    scale = grad.item() / max(count.item(), 1) if mean else 1.0
     grad_f = torch.empty_like(f) if want_fixed else None
     grad_w = torch.empty_like(w) if want_warped else None
-    maps: list[Tensor] = []
-    if (saved_fixed or not want_fixed) and (saved_warped or not want_warped):
-        maps = list(adjoints)
-    first, second, to_first, to_second = f, w, grad_f, grad_w
+    images, targets = [address(f), address(w)], [address(grad_f), address(grad_w)]
+    maps = list(saved) if is_saved else []
     if want_fixed and not want_warped:
-        first, second, to_first, to_second = w, f, grad_w, grad_f
+        images.reverse()
+        targets.reverse()
         if len(maps) == 5:
             maps = [maps[3], maps[4], maps[2]]
-    function("lncc_backward", dtype)(
-        shape,
-        address(upstream),
-        scale,
-        address(first),
-        address(second),
-        address(mask),
-        [address(m) for m in maps],
-        address(to_first),
-        address(to_second),
-        threads(),
-    )
+    task = (shape, address(upstream), scale, *images, address(mask))
+    if maps:
+        function("lncc_backward", dtype)(*task, [address(m) for m in maps], *targets, threads())
+    else:
+        function("lncc_gradient", dtype)(*task, *targets, threads())
     return _result(grad_f, fixed), _result(grad_w, warped)
 
 
