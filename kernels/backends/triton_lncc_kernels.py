@@ -51,9 +51,13 @@ def window_value(
 
 
 @triton.jit
-def stored_sum(pointer, field, near, near_exists, far, far_exists):
-    """Box sums of a stored field."""
-    return box_sum(wide(pointer + field, near, near_exists), wide(pointer + field, far, far_exists))
+def stored_sum(pointer, near, near_exists, far, far_exists):
+    """Box sums of a field that an earlier pass has stored."""
+    a = tl.load(pointer + near, mask=near_exists, other=0.0)
+    b = tl.load(pointer + far, mask=far_exists, other=0.0)
+    return tl.cumsum(a, 1, reverse=True) + tl.cumsum(
+        b, 1
+    )  # box_sum, spared a call that the interpreter pays for
 
 
 @triton.jit
@@ -85,13 +89,13 @@ def windows_pass(
         sf, sw, sff = box_sum(f, g), box_sum(w, v), box_sum(f * f, g * g)
         sww, sfw = box_sum(w * w, v * v), box_sum(f * w, g * v)
     else:
-        sf = stored_sum(source, 0, near, near_exists, far, far_exists)
-        sw = stored_sum(source, source_field, near, near_exists, far, far_exists)
-        sff = stored_sum(source, 2 * source_field, near, near_exists, far, far_exists)
-        sww = stored_sum(source, 3 * source_field, near, near_exists, far, far_exists)
-        sfw = stored_sum(source, 4 * source_field, near, near_exists, far, far_exists)
+        sf = stored_sum(source, near, near_exists, far, far_exists)
+        sw = stored_sum(source + source_field, near, near_exists, far, far_exists)
+        sff = stored_sum(source + 2 * source_field, near, near_exists, far, far_exists)
+        sww = stored_sum(source + 3 * source_field, near, near_exists, far, far_exists)
+        sfw = stored_sum(source + 4 * source_field, near, near_exists, far, far_exists)
         if MASKED:
-            n = stored_sum(source, 5 * source_field, near, near_exists, far, far_exists)
+            n = stored_sum(source + 5 * source_field, near, near_exists, far, far_exists)
     if not LAST:
         tl.store(target + to, sf, mask=exists)
         tl.store(target + target_field + to, sw, mask=exists)
@@ -130,12 +134,17 @@ def windows_pass(
 
 
 @triton.jit
-def derivative_sum(pointer, field, upstream, near, near_exists, far, far_exists, WEIGHED: tl.constexpr):
+def derivative_sum(
+    pointer, upstream, near, near_exists, far, far_exists, STORED: tl.constexpr, WEIGHED: tl.constexpr
+):
     """Box sums of a map of derivatives, weighed by the gradient that comes in where there is a map of it."""
-    a, b = wide(pointer + field, near, near_exists), wide(pointer + field, far, far_exists)
-    if WEIGHED:
-        a, b = a * wide(upstream, near, near_exists), b * wide(upstream, far, far_exists)
-    return box_sum(a, b)
+    if STORED:
+        return stored_sum(pointer, near, near_exists, far, far_exists)
+    else:
+        a, b = wide(pointer, near, near_exists), wide(pointer, far, far_exists)
+        if WEIGHED:
+            a, b = a * wide(upstream, near, near_exists), b * wide(upstream, far, far_exists)
+        return tl.cumsum(a, 1, reverse=True) + tl.cumsum(b, 1)
 
 
 @triton.jit
@@ -154,13 +163,16 @@ def gradients_pass(
     near, near_exists, far, far_exists, to, exists = box_tile(
         outer, blocks, n_in, n_out, inner, columns, first, window, BO, W2, BI
     )
+    STORED: tl.constexpr = not FIRST
     WEIGHED: tl.constexpr = FIRST and not MEAN
-    s = derivative_sum(source, own, upstream, near, near_exists, far, far_exists, WEIGHED)
-    ss = derivative_sum(source, own_square, upstream, near, near_exists, far, far_exists, WEIGHED)
-    sp = derivative_sum(source, cross, upstream, near, near_exists, far, far_exists, WEIGHED)
+    s = derivative_sum(source + own, upstream, near, near_exists, far, far_exists, STORED, WEIGHED)
+    ss = derivative_sum(source + own_square, upstream, near, near_exists, far, far_exists, STORED, WEIGHED)
+    sp = derivative_sum(source + cross, upstream, near, near_exists, far, far_exists, STORED, WEIGHED)
     if BOTH:
-        p = derivative_sum(source, other, upstream, near, near_exists, far, far_exists, WEIGHED)
-        pp = derivative_sum(source, other_square, upstream, near, near_exists, far, far_exists, WEIGHED)
+        p = derivative_sum(source + other, upstream, near, near_exists, far, far_exists, STORED, WEIGHED)
+        pp = derivative_sum(
+            source + other_square, upstream, near, near_exists, far, far_exists, STORED, WEIGHED
+        )
     if not LAST:
         tl.store(target + to, s, mask=exists)
         tl.store(target + target_field + to, ss, mask=exists)

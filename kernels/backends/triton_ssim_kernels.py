@@ -58,9 +58,12 @@ def ssim_windows_pass(
             f, w = wide(fixed, tap, there), wide(warped, tap, there)
             ff, ww, fw = f * f, w * w, f * w
         else:
-            f, w = wide(source, tap, there), wide(source + source_field, tap, there)
-            ff, ww = wide(source + 2 * source_field, tap, there), wide(source + 3 * source_field, tap, there)
-            fw = wide(source + 4 * source_field, tap, there)
+            stored = source + tap
+            f = tl.load(stored, mask=there, other=0.0)
+            w = tl.load(stored + source_field, mask=there, other=0.0)
+            ff = tl.load(stored + 2 * source_field, mask=there, other=0.0)
+            ww = tl.load(stored + 3 * source_field, mask=there, other=0.0)
+            fw = tl.load(stored + 4 * source_field, mask=there, other=0.0)
         mf += weight * f
         mw += weight * w
         mff += weight * ff
@@ -106,11 +109,11 @@ def ssim_gradients_pass(
         weighed = tl.zeros(to.shape, tl.float64) + weight
         if FIRST and not MEAN:
             weighed *= wide(upstream, tap, there)
-        s += weighed * wide(source + own, tap, there)
-        ss += weighed * wide(source + square, tap, there)
-        sp += weighed * wide(source + cross, tap, there)
+        s += weighed * tl.load(source + own + tap, mask=there, other=0.0)  # float32 maps become float64 here
+        ss += weighed * tl.load(source + square + tap, mask=there, other=0.0)
+        sp += weighed * tl.load(source + cross + tap, mask=there, other=0.0)
         if BOTH:
-            p += weighed * wide(source + other, tap, there)
+            p += weighed * tl.load(source + other + tap, mask=there, other=0.0)
         tap += inner
     if not LAST:
         tl.store(target + to, s, mask=exists)
