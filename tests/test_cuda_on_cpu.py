@@ -76,8 +76,8 @@ def test_shared_memory_starts_as_nan(broken: Path) -> None:
     assert "nan" in run(broken, "unwritten_shared").stdout
 
 
-def test_lncc_stays_within_its_buffers() -> None:
-    sources = [ROOT / "csrc/cuda/lncc.cu", HERE / "exact_buffers.cpp"]
+def test_kernels_stay_within_their_buffers() -> None:
+    sources = [*KERNELS, HERE / "exact_buffers.cpp"]
     done = run(made("exact_buffers", sources, SANITIZE, SANITIZE))
     assert done.returncode == 0, done.stderr
     assert done.stdout == "all within bounds\n"

@@ -30,6 +30,12 @@ gpu::LnccShape lncc_shape(int64_t batch, int64_t channels, std::vector<int64_t> 
     return shape;
 }
 
+gpu::SsimShape ssim_shape(int64_t batch, int64_t channels, std::vector<int64_t> size,
+                          std::vector<int64_t> window, std::vector<double> weights, double c1, double c2,
+                          bool valid) {
+    return {batch, channels, std::move(size), std::move(window), std::move(weights), c1, c2, valid};
+}
+
 template <class T>
 void bind_windows(py::module_& m, const std::string& suffix) {
     const auto def = [&](const char* name, auto&& function) {
@@ -51,6 +57,20 @@ void bind_windows(py::module_& m, const std::string& suffix) {
                                   pointers<const T>(adjoints), pointer<T>(grad_fixed),
                                   pointer<T>(grad_warped), pointer<void>(scratch), place(device, stream));
         });
+    def("ssim_forward",
+        [](const gpu::SsimShape& shape, Address fixed, Address warped, Address values, Address mean,
+           const std::vector<Address>& adjoints, Address scratch, int device, Address stream) {
+            gpu::ssim_forward<T>(shape, pointer<T>(fixed), pointer<T>(warped), pointer<T>(values),
+                                 pointer<T>(mean), pointers<T>(adjoints), pointer<void>(scratch),
+                                 place(device, stream));
+        });
+    def("ssim_backward", [](const gpu::SsimShape& shape, Address upstream, bool of_mean, Address fixed,
+                            Address warped, const std::vector<Address>& adjoints, Address grad_fixed,
+                            Address grad_warped, Address scratch, int device, Address stream) {
+        gpu::ssim_backward<T>(shape, pointer<T>(upstream), of_mean, pointer<T>(fixed), pointer<T>(warped),
+                              pointers<const T>(adjoints), pointer<T>(grad_fixed), pointer<T>(grad_warped),
+                              pointer<void>(scratch), place(device, stream));
+    });
 }
 
 }  // namespace
@@ -59,6 +79,10 @@ void bind_windows(py::module_& m, const std::string& suffix) {
 PYBIND11_MODULE(NR_MODULE_NAME, m) {
     nr::py::class_<nr::gpu::LnccShape>(m, "LnccShape", nr::py::module_local())
         .def(nr::py::init(&nr::lncc_shape));
+    nr::py::class_<nr::gpu::SsimShape>(m, "SsimShape", nr::py::module_local())
+        .def(nr::py::init(&nr::ssim_shape));
+    m.def("ssim_forward_scratch", &nr::gpu::ssim_forward_scratch);
+    m.def("ssim_backward_scratch", &nr::gpu::ssim_backward_scratch);
     m.def("lncc_forward_scratch", &nr::gpu::lncc_forward_scratch);
     m.def("lncc_backward_scratch", &nr::gpu::lncc_backward_scratch);
     nr::bind_windows<float>(m, "_f32");

@@ -193,7 +193,20 @@ __device__ inline void boxes_along_y(const Plan& p, int fields, double* rows) {
     }
 }
 
-// Calls sink(plane, y, x, sums) for every output of the tile. Source::read fills the fields of a voxel and
+// Calls sink(plane, y, x, sums) for every output of the tile in plane o.
+template <int F, class Sink>
+__device__ inline void for_outputs(const Plan& p, const Tile& tile, int o, const double* rows, Sink& sink) {
+    for (int i = static_cast<int>(threadIdx.x); i < p.tile_y * kTileX; i += kThreads) {
+        const int row = i / kTileX, column = i % kTileX;
+        const int y = tile.y0 + row, x = tile.x0 + column;
+        if (y >= p.boxes.y.out || x >= p.boxes.x.out) continue;
+        double s[F];
+        for (int k = 0; k < F; ++k) s[k] = rows[(k * p.height + row) * kRowPitch + column];
+        sink(o, y, x, s);
+    }
+}
+
+// Marches a tile through its planes. Source::read fills the fields of a voxel and
 // returns how many of them are nonzero, group by group; Source::clear zeroes the groups that have none.
 template <class Source, class Sink>
 __device__ inline void march(const Plan& p, const Tile& tile, unsigned char* memory, const Source& source,
@@ -209,14 +222,7 @@ __device__ inline void march(const Plan& p, const Tile& tile, unsigned char* mem
         __syncthreads();
         boxes_along_y(p, F, rows);
         __syncthreads();
-        for (int i = static_cast<int>(threadIdx.x); i < p.tile_y * kTileX; i += kThreads) {
-            const int row = i / kTileX, column = i % kTileX;
-            const int y = tile.y0 + row, x = tile.x0 + column;
-            if (y >= p.boxes.y.out || x >= p.boxes.x.out) continue;
-            double s[F];
-            for (int k = 0; k < F; ++k) s[k] = rows[(k * p.height + row) * kRowPitch + column];
-            sink(o, y, x, s);
-        }
+        for_outputs<F>(p, tile, o, rows, sink);
     }
 }
 

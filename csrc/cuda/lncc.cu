@@ -12,8 +12,6 @@ namespace gpu {
 
 namespace {
 
-constexpr int kSlabPlanes = 32;  // planes of gradient that the recomputing backward pass finishes at a time
-
 bool empty(const LnccShape& shape) {
     int64_t size = shape.batch * shape.channels;
     for (int64_t n : shape.size) size *= n;
@@ -58,11 +56,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
                   const Gradients<T> to) {
     NR_DYNAMIC_SHARED(shared);
     const Tile tile(p);
-    const int rows = w.boxes.y.out, width = w.boxes.x.out;
-    ReadAdjoints<T, F> source{{}, nullptr, rows, width, adjoints.ring};
-    for (int k = 0; k < F; ++k)
-        source.maps[k] = adjoints.maps[k] + tile.channel * adjoints.ring * (int64_t{1} * rows * width);
-    if (adjoints.upstream) source.upstream = adjoints.upstream + tile.channel * w.out_size;
+    const auto source = adjoints.of(tile.channel, w.boxes.z.out, w.boxes.y.out, w.boxes.x.out);
     const int64_t at = tile.channel * w.in_size;
     const uint8_t* mask = images.mask ? images.mask + tile.channel / w.mask_step * w.in_size : nullptr;
     double scale = 1;
@@ -77,25 +71,6 @@ Plan forward_plan(const Windows& w, bool masked, int z_begin, int z_end, int dev
 
 Plan backward_plan(const Windows& w, int fields, int z_begin, int z_end, int device) {
     return plan(w.back(), fields, w.channels, z_begin, z_end, shared_memory_limit(device));
-}
-
-size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
-
-// Slab by slab of gradient [z0, z1): visit(windows that are there, windows that it needs, z0, z1).
-template <class Visit>
-void for_slabs(const Windows& w, const Visit& visit) {
-    const BoxAxis back = w.boxes.z.adjoint();
-    int done = 0;
-    for (int z0 = 0; z0 < back.out; z0 += kSlabPlanes) {
-        const int z1 = std::min(back.out, z0 + kSlabPlanes);
-        const int needed = std::max(done, std::min(back.in, z1 + back.after));
-        visit(done, needed, z0, z1);
-        done = needed;
-    }
-}
-
-int ring_planes(const Windows& w) {
-    return std::min(w.boxes.z.out, kSlabPlanes + w.boxes.z.adjoint().window() - 1);
 }
 
 template <class T>
@@ -131,13 +106,13 @@ void backward(const LnccShape& shape, const Images<T>& images, const std::vector
     }
     // The adjoint maps of the windows that a slab of gradient needs and that are not there yet go into a ring
     // of planes, then the slab's gradient is streamed from the ring.
-    const int ring = ring_planes(w);
+    const int ring = ring_planes(w.boxes.z);
     const int64_t size = w.channels * ring * (int64_t{1} * w.boxes.y.out * w.boxes.x.out);
     Outputs<T> out{nullptr, {}, F, ring, nullptr};
     const T* maps[F];
     for (int k = 0; k < F; ++k) maps[k] = out.adjoints[k] = reinterpret_cast<T*>(room) + k * size;
     room += aligned(F * size * sizeof(T));
-    for_slabs(w, [&](int done, int needed, int z0, int z1) {
+    for_slabs(w.boxes.z, [&](int done, int needed, int z0, int z1) {
         Plan forward = forward_plan(w, images.mask != nullptr, done, needed, where.device);
         forward.scratch = room;
         run_statistics(forward, w, images, out, stream);
@@ -161,13 +136,13 @@ size_t lncc_backward_scratch(const LnccShape& shape, int fields, bool recompute,
     const Windows w(shape);
     if (!recompute) return backward_plan(w, fields, 0, w.boxes.z.in, device).scratch_bytes();
     size_t sums = 0;
-    for_slabs(w, [&](int done, int needed, int z0, int z1) {
+    for_slabs(w.boxes.z, [&](int done, int needed, int z0, int z1) {
         const Plan forward = forward_plan(w, shape.mask_channels > 0, done, needed, device);
         sums = std::max(
             {sums, forward.scratch_bytes(), backward_plan(w, fields, z0, z1, device).scratch_bytes()});
     });
     const int64_t plane = int64_t{1} * w.boxes.y.out * w.boxes.x.out;
-    return aligned(static_cast<size_t>(fields * w.channels * ring_planes(w) * plane) * item) + sums;
+    return aligned(static_cast<size_t>(fields * w.channels * ring_planes(w.boxes.z) * plane) * item) + sums;
 }
 
 template <class T>

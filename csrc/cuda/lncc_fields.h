@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "cuda/boxes.h"
+#include "cuda/adjoints.h"
 #include "cuda/ops.h"
 #include "math/lncc.h"
 
@@ -84,31 +84,6 @@ struct ReadImages {
         s[1] = w ? s[1] : 0.0;
         s[3] = w ? s[3] : 0.0;
         s[4] = f && w ? s[4] : 0.0;
-    }
-};
-
-// Fields of the backward pass: adjoint maps, times the upstream gradient where there is one. Planes of the
-// maps may live in a ring.
-template <class T, int F>
-struct ReadAdjoints {
-    static constexpr int kFields = F;
-    const T* maps[F];
-    const T* upstream;
-    int rows, width, ring;
-
-    __device__ uint32_t read(int plane, int y, int x, double* v) const {
-        const int64_t in_plane = int64_t{1} * y * width + x, size = int64_t{1} * rows * width;
-        const int64_t at = plane % ring * size + in_plane;
-        const double g = upstream ? static_cast<double>(upstream[plane * size + in_plane]) : 1.0;
-        bool any = false;
-        for (int k = 0; k < F; ++k) {
-            v[k] = g * static_cast<double>(maps[k][at]);
-            any |= v[k] != 0;
-        }
-        return any ? 1 : 0;
-    }
-    __device__ static void clear(uint32_t count, double* s) {
-        for (int k = 0; k < F; ++k) s[k] = count ? s[k] : 0.0;
     }
 };
 
@@ -199,13 +174,6 @@ struct Combine {
             to.fixed[channel_at + at] =
                 inside ? static_cast<T>(scale * (s[F - 2] + 2 * f * s[F - 1] + v * s[2])) : static_cast<T>(0);
     }
-};
-
-template <class T, int F>
-struct Adjoints {
-    const T* maps[F];
-    const T* upstream;
-    int ring;
 };
 
 }  // namespace gpu

@@ -49,5 +49,30 @@ void lncc_backward(const LnccShape& shape, const T* upstream, bool of_mean, cons
                    const std::vector<const T*>& adjoints, T* grad_fixed, T* grad_warped, void* scratch,
                    Where where);
 
+struct SsimShape {
+    int64_t batch = 0;
+    int64_t channels = 0;
+    std::vector<int64_t> size;    // 2 or 3 axes
+    std::vector<int64_t> window;  // taps, one number an axis
+    std::vector<double> weights;  // all axes' windows in a row
+    double c1 = 0, c2 = 0;
+    bool valid = false;  // only full windows; otherwise one window a voxel
+};
+
+// As for lncc; fields: 3 for the gradient to one image, 4 for both.
+size_t ssim_forward_scratch(const SsimShape& shape, int device);
+size_t ssim_backward_scratch(const SsimShape& shape, int fields, bool recompute, size_t item, int device);
+
+// values: the map (batch, channels, *windows), or null; mean: their mean, or null. adjoints: maps of the
+// derivatives with respect to the moments of warped, of the squares, of the product, and, when there are
+// four, of fixed; empty for none.
+template <class T>
+void ssim_forward(const SsimShape& shape, const T* fixed, const T* warped, T* values, T* mean,
+                  const std::vector<T*>& adjoints, void* scratch, Where where);
+template <class T>
+void ssim_backward(const SsimShape& shape, const T* upstream, bool of_mean, const T* fixed, const T* warped,
+                   const std::vector<const T*>& adjoints, T* grad_fixed, T* grad_warped, void* scratch,
+                   Where where);
+
 }  // namespace gpu
 }  // namespace nr

@@ -164,8 +164,8 @@ def lncc_backward(
             maps = [maps[3], maps[4], maps[2]]
     device, stream = _where(f)
     fields, item = (5 if want_fixed and want_warped else 3), f.element_size()
-    bytes_ = _loaded().lncc_backward_scratch(shape, fields, not maps, item, device)
-    scratch = f.new_empty(bytes_, dtype=torch.uint8)
+    size = _loaded().lncc_backward_scratch(shape, fields, not maps, item, device)
+    scratch = f.new_empty(size, dtype=torch.uint8)
     getattr(_loaded(), "lncc_backward" + _SUFFIX[f.dtype])(
         shape,
         address(upstream),
@@ -184,6 +184,101 @@ def lncc_backward(
     return _result(grad_f, fixed), _result(grad_w, warped)
 
 
+def ssim_forward(
+    fixed: Tensor,
+    warped: Tensor,
+    window: list[int],
+    weights: list[float],
+    c1: float,
+    c2: float,
+    padding: str,
+    mean: bool,
+    save_fixed: bool,
+    save_warped: bool,
+) -> tuple[Tensor, Tensor]:
+    """As declared in csrc/cuda/ops.h; to save for the fixed image alone, the images trade places."""
+    f, w = _computing(fixed, warped)
+    shape = _ssim_shape(f, window, weights, c1, c2, padding)
+    sizes = zip(f.shape[2:], window, strict=True)
+    out = [*f.shape[:2], *(n - k + 1 if padding == "valid" else n for n, k in sizes)]
+    value = f.new_empty(() if mean else out)
+    maps = 4 if save_fixed and save_warped else 3 if save_fixed or save_warped else 0
+    adjoints = f.new_empty([maps, *out])
+    device, stream = _where(f)
+    scratch = f.new_empty(_loaded().ssim_forward_scratch(shape, device), dtype=torch.uint8)
+    if save_fixed and not save_warped:
+        f, w = w, f  # the measure is symmetric
+    getattr(_loaded(), "ssim_forward" + _SUFFIX[f.dtype])(
+        shape,
+        address(f),
+        address(w),
+        0 if mean else address(value),
+        address(value) if mean else 0,
+        [address(a) for a in adjoints],
+        address(scratch),
+        device,
+        stream,
+    )
+    return value if mean else value.to(fixed.dtype), adjoints
+
+
+def ssim_backward(
+    grad: Tensor,
+    fixed: Tensor,
+    warped: Tensor,
+    adjoints: Tensor,
+    window: list[int],
+    weights: list[float],
+    c1: float,
+    c2: float,
+    padding: str,
+    mean: bool,
+    saved_fixed: bool,
+    saved_warped: bool,
+    want_fixed: bool,
+    want_warped: bool,
+) -> tuple[Tensor, Tensor]:
+    f, w = _computing(fixed, warped)
+    upstream = grad.to(f.dtype).contiguous()
+    shape = _ssim_shape(f, window, weights, c1, c2, padding)
+    grad_f = torch.empty_like(f) if want_fixed else None
+    grad_w = torch.empty_like(w) if want_warped else None
+    maps: list[Tensor] = []
+    if (saved_fixed or not want_fixed) and (saved_warped or not want_warped):
+        maps = list(adjoints)
+    first, second, to_first, to_second = f, w, grad_f, grad_w
+    if want_fixed and not want_warped:
+        first, second, to_first, to_second = w, f, grad_w, grad_f
+        if len(maps) == 4:
+            maps = [maps[3], maps[1], maps[2]]
+    device, stream = _where(f)
+    fields, item = (4 if want_fixed and want_warped else 3), f.element_size()
+    size = _loaded().ssim_backward_scratch(shape, fields, not maps, item, device)
+    scratch = f.new_empty(size, dtype=torch.uint8)
+    getattr(_loaded(), "ssim_backward" + _SUFFIX[f.dtype])(
+        shape,
+        address(upstream),
+        mean,
+        address(first),
+        address(second),
+        [address(m) for m in maps],
+        address(to_first),
+        address(to_second),
+        address(scratch),
+        device,
+        stream,
+    )
+    return _result(grad_f, fixed), _result(grad_w, warped)
+
+
+def _ssim_shape(
+    fixed: Tensor, window: list[int], weights: list[float], c1: float, c2: float, padding: str
+) -> object:
+    sizes = list(fixed.shape[2:])
+    batch, channels = fixed.shape[:2]
+    return _loaded().SsimShape(batch, channels, sizes, window, weights, c1, c2, padding == "valid")
+
+
 def _result(gradient: Tensor | None, like: Tensor) -> Tensor:
     """The gradient in the dtype of its tensor; empty stands for one that nobody wanted."""
     return like.new_empty(0) if gradient is None else gradient.to(like.dtype)
@@ -193,6 +288,9 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "lncc": lncc_forward,
     "lncc_forward": lncc_forward,
     "lncc_backward": lncc_backward,
+    "ssim": ssim_forward,
+    "ssim_forward": ssim_forward,
+    "ssim_backward": ssim_backward,
 }
 
 if module is not None:

@@ -1,5 +1,5 @@
-// Runs every path of the LNCC kernels on buffers of exactly the documented size: AddressSanitizer ends the
-// program at the first access beside one.
+// Runs every path of the LNCC and SSIM kernels on buffers of exactly the documented size: AddressSanitizer
+// ends the program at the first access beside one.
 #include <cmath>
 #include <cstdio>
 #include <vector>
@@ -56,6 +56,35 @@ nr::gpu::LnccShape shape_of(std::vector<int64_t> size, std::vector<int64_t> wind
     return shape;
 }
 
+// The windows' weights need not be Gaussian.
+void run_ssim(const nr::gpu::LnccShape& like, int maps, bool recompute) {
+    nr::gpu::SsimShape shape;
+    shape.batch = like.batch;
+    shape.channels = like.channels;
+    shape.size = like.size;
+    shape.window = like.window;
+    shape.valid = like.valid;
+    shape.c1 = shape.c2 = 1e-3;
+    size_t in = shape.batch * shape.channels, out = in;
+    for (size_t k = 0; k < shape.size.size(); ++k) {
+        in *= shape.size[k];
+        out *= shape.valid ? shape.size[k] - shape.window[k] + 1 : shape.size[k];
+        shape.weights.insert(shape.weights.end(), shape.window[k],
+                             1.0 / static_cast<double>(shape.window[k]));
+    }
+    std::vector<float> fixed(in, 0.5f), warped(in, 0.25f), grad_fixed(in), grad_warped(in), mean(1), one(1);
+    std::vector<std::vector<float>> saved(recompute ? 0 : maps, std::vector<float>(out));
+    std::vector<float*> to;
+    for (auto& map : saved) to.push_back(map.data());
+    std::vector<uint8_t> scratch(nr::gpu::ssim_forward_scratch(shape, 0));
+    nr::gpu::ssim_forward<float>(shape, fixed.data(), warped.data(), nullptr, mean.data(), to, scratch.data(),
+                                 {});
+    std::vector<uint8_t> more(nr::gpu::ssim_backward_scratch(shape, maps, recompute, sizeof(float), 0));
+    nr::gpu::ssim_backward<float>(shape, one.data(), true, fixed.data(), warped.data(),
+                                  {to.begin(), to.end()}, maps == 4 ? grad_fixed.data() : nullptr,
+                                  grad_warped.data(), more.data(), {});
+}
+
 }  // namespace
 
 int main() {
@@ -66,6 +95,8 @@ int main() {
               shape_of({4, 22, 36}, {2, 5, 4}, true, 2), shape_of({17, 33}, {5, 3}, true, 0)}) {
             run<float>(shape, 3, false, true);
             run<double>(shape, 5, true, false);
+            run_ssim(shape, 3, true);
+            run_ssim(shape, 4, false);
         }
     }
     // More planes than a slab of the recomputing pass.

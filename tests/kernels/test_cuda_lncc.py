@@ -10,33 +10,15 @@ import torch
 from torch import Tensor
 
 from neuralreg.kernels import lncc
-from neuralreg.kernels.backends import cuda, registry
 
 from ..cuda_on_cpu.build import Library
+from ..cuda_on_cpu.fixtures import kernels, library  # noqa: F401 (fixtures)
 from .calls import results
 from .common import On, assert_near, assert_relative, leaf
 from .lncc_oracle import gradients, pair
 
 REFERENCE = On("reference", "cpu")
 CUDA = On("cuda", "cpu")
-
-
-@pytest.fixture(scope="module")
-def library() -> Library:
-    return Library()
-
-
-@pytest.fixture(autouse=True)
-def kernels(library: Library, monkeypatch: pytest.MonkeyPatch) -> Library:
-    """The cuda backend serves tensors of the CPU."""
-    monkeypatch.setattr(cuda, "module", library.module)
-    monkeypatch.setattr(cuda, "_where", lambda tensor: (0, 0))
-    monkeypatch.setitem(registry._functions, "cuda", dict(cuda.FUNCTIONS))
-    monkeypatch.setitem(registry._SERVES_DEVICE, "cuda", "cpu")
-    monkeypatch.delitem(registry._broken, "cuda", raising=False)
-    library.order(random.randrange(2, 1000))
-    library.shared_memory(99 * 1024)
-    return library
 
 
 def check(fixed: Tensor, warped: Tensor, *args: Any, **options: Any) -> None:
@@ -192,7 +174,7 @@ def test_half_types(dtype: torch.dtype) -> None:
     assert lncc(fixed, warped, 5, reduction="none", backend="cuda").dtype == dtype
 
 
-def test_same_bits_for_any_order_of_threads_and_blocks(kernels: Library) -> None:
+def test_same_bits_for_any_order_of_threads_and_blocks(kernels: Library) -> None:  # noqa: F811
     fixed, warped = pair(2, 1, 20, 21, 35, dtype=torch.float32)
     mask = torch.rand(2, 1, 20, 21, 35) < 0.9
 
@@ -212,7 +194,7 @@ def test_same_bits_for_any_order_of_threads_and_blocks(kernels: Library) -> None
 
 
 @pytest.mark.parametrize("recompute", [True, False])
-def test_windows_beyond_shared_memory_give_the_same_bits(kernels: Library, recompute: bool) -> None:
+def test_windows_beyond_shared_memory_give_the_same_bits(kernels: Library, recompute: bool) -> None:  # noqa: F811
     fixed, warped = pair(1, 2, 37, 19, 34)
     options = {"mask": torch.rand(1, 2, 37, 19, 34) < 0.8, "recompute": recompute}
     expected = gradients(CUDA, fixed, warped, (5, 4, 9), **options)
@@ -231,7 +213,7 @@ def test_gradcheck_and_opcheck() -> None:
     torch.library.opcheck(torch.ops.neuralreg.lncc_forward, (*inputs, None, *options))
 
 
-def test_drawn_options(kernels: Library) -> None:
+def test_drawn_options(kernels: Library) -> None:  # noqa: F811
     from .test_random_options import described, draw_lncc
 
     done = 0
