@@ -58,9 +58,13 @@ lint: $(READY)
 bench: native
 	$(PY) -m neuralreg.bench $(ARGS)
 
-# For the machine's own card, or NEURALREG_CUDA_ARCHS=80,90; the tests marked gpu run what serves on the card.
+# The CUDA module for the machine's own card, or NEURALREG_CUDA_ARCHS=80,90, where there is an nvcc; then the tests
+# marked gpu run what serves on the card.
+NVCC = $(or $(shell command -v nvcc),$(wildcard $(CUDA_HOME)/bin/nvcc))
 gpu: $(READY)
-	NEURALREG_CUDA=1 NEURALREG_CUDA_ARCHS=$(or $(NEURALREG_CUDA_ARCHS),native) $(PY) setup.py -q build_ext --inplace
+	@$(if $(NVCC),,echo "no nvcc found: the cuda backend is left out")
+	NEURALREG_CUDA=$(if $(NVCC),1,0) NEURALREG_CUDA_ARCHS=$(or $(NEURALREG_CUDA_ARCHS),native) \
+	    $(PY) setup.py -q build_ext --inplace
 	@$(PY) -m pytest -q -m gpu $(ARGS) || \
 	    { test $$? -eq 5 && echo "no test of this version is marked gpu: nothing has run on a GPU"; }
 
