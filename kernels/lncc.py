@@ -216,8 +216,9 @@ def lncc(
     Returns:
         A scalar (float32 for half types), or with reduction "none" (B, C, *windows) in the images' dtype.
         Differentiable once in both images. Sums are float64, so offsets of 1e4 and constant regions are
-        harmless. On the cpu backend sums of squares below 2^-42 of the largest in the strip of rows count as
-        zero, being within the rounding of running sums. Results do not depend on the number of threads. NaN in an image spreads to the mean.
+        harmless. On the cpu backend a sum of squares below 2^-42 of the largest in its strip of rows counts
+        as zero, being within the rounding of running sums. Results do not depend on the number of threads.
+        NaN in an image spreads to the mean.
 
     Memory beyond inputs and outputs: one to a few megabytes a thread. Saved for the backward pass of a map are
     3 volumes of the windows' size (gradient to one image) or 5 (both), in the images' dtype but at least

@@ -207,6 +207,7 @@ def cases() -> dict[str, Case]:
         ),
         "warp": Case((image, moved, affine), lambda t, b: kernels.warp(*t, backend=b), 1e-5, 1e-4),
         "lncc": Case((fixed, warped), lambda t, b: kernels.lncc(t[0], t[1], window=5, backend=b), 1e-5, 1e-3),
+        "ssim": Case((fixed, warped), lambda t, b: kernels.ssim(t[0], t[1], window=5, backend=b), 1e-5, 1e-3),
         "jacobian_determinant": Case(
             (displacement,), lambda t, b: kernels.jacobian_determinant(*t, backend=b), 1e-5, 1e-5
         ),

@@ -49,6 +49,11 @@ LnccShape lncc_shape(int64_t batch, int64_t channels, std::vector<int64_t> size,
     return shape;
 }
 
+SsimShape ssim_shape(int64_t batch, int64_t channels, std::vector<int64_t> size, std::vector<int64_t> window,
+                     std::vector<double> weights, double c1, double c2, bool valid) {
+    return {batch, channels, std::move(size), std::move(window), std::move(weights), c1, c2, valid};
+}
+
 }  // namespace
 
 template <class T>
@@ -60,6 +65,7 @@ void bind_image(py::module_& m, const std::string& suffix) {
         py::class_<SampleShape>(m, "SampleShape", py::module_local()).def(py::init(&sample_shape));
         py::class_<LatticeShape>(m, "LatticeShape", py::module_local()).def(py::init(&lattice_shape));
         py::class_<LnccShape>(m, "LnccShape", py::module_local()).def(py::init(&lncc_shape));
+        py::class_<SsimShape>(m, "SsimShape", py::module_local()).def(py::init(&ssim_shape));
     }
     def("sample_forward", [](const SampleShape& shape, Address image, Address coordinates, Address affine,
                              Address out, int threads) {
@@ -120,6 +126,18 @@ void bind_image(py::module_& m, const std::string& suffix) {
                                                  pointer<T>(grad_fixed), pointer<T>(grad_warped), threads);
         return std::make_pair(total.sum, total.count);
     });
+    def("ssim_forward", [](const SsimShape& shape, Address fixed, Address warped, Address values,
+                           const std::vector<Address>& adjoints, int threads) {
+        return ssim_forward<T>(shape, pointer<T>(fixed), pointer<T>(warped), pointer<T>(values),
+                               pointers<T>(adjoints), threads);
+    });
+    def("ssim_backward",
+        [](const SsimShape& shape, Address upstream, double scale, Address fixed, Address warped,
+           const std::vector<Address>& adjoints, Address grad_fixed, Address grad_warped, int threads) {
+            ssim_backward<T>(shape, pointer<T>(upstream), scale, pointer<T>(fixed), pointer<T>(warped),
+                             pointers<const T>(adjoints), pointer<T>(grad_fixed), pointer<T>(grad_warped),
+                             threads);
+        });
 }
 
 template void bind_image<float>(py::module_&, const std::string&);

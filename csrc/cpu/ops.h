@@ -123,7 +123,29 @@ void lncc_backward(const LnccShape& shape, const T* upstream, double scale, cons
 template <class T>
 LnccTotal lncc_gradient(const LnccShape& shape, const T* upstream, double scale, const T* fixed,
                         const T* warped, const uint8_t* mask, T* grad_fixed, T* grad_warped, int threads);
-// --------------------------------------------------------------------------------------------------
+
+// --- ssim.cpp
+
+struct SsimShape {
+    int64_t batch = 0;
+    int64_t channels = 0;
+    std::vector<int64_t> size;    // 2 or 3 axes
+    std::vector<int64_t> window;  // one an axis
+    std::vector<double> weights;  // of every axis, in a row
+    double c1 = 0, c2 = 0;
+    bool valid = false;  // only full windows; otherwise one window a voxel
+};
+
+// Returns the sum of the values. values: the map (batch, channels, *windows), or null. adjoints: maps of the
+// derivatives with respect to the moments of warped, of the squares, of the product, and, when there are
+// four, of fixed; empty for none.
+template <class T>
+double ssim_forward(const SsimShape& shape, const T* fixed, const T* warped, T* values,
+                    const std::vector<T*>& adjoints, int threads);
+// upstream: gradient of the map, or null for ones; all is multiplied by scale. grad_fixed may be null.
+template <class T>
+void ssim_backward(const SsimShape& shape, const T* upstream, double scale, const T* fixed, const T* warped,
+                   const std::vector<const T*>& adjoints, T* grad_fixed, T* grad_warped, int threads);
 
 // --- jacobian.cpp
 // ----------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ struct SsimValue {
 };
 
 template <class T>
-NR_HD inline SsimValue<T> ssim_window(const SsimMoments<T>& m, T c1, T c2) {
+NR_HD NR_INLINE SsimValue<T> ssim_window(const SsimMoments<T>& m, T c1, T c2) {
     const T mean_product = m.f * m.w, mean_square = m.f * m.f + m.w * m.w;
     const T a1 = 2 * mean_product + c1, a2 = 2 * (m.fw - mean_product) + c2;
     const T b1 = mean_square + c1, b2 = m.ff + m.ww - mean_square + c2;

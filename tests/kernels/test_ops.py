@@ -16,7 +16,7 @@ from .calls import CASES, calls, results
 from .common import assert_near, serving
 
 PUBLIC = (
-    *("grid_sample", "warp", "lncc", "jacobian_determinant", "jacobian_loss", "diffusion_loss"),
+    *("grid_sample", "warp", "lncc", "ssim", "jacobian_determinant", "jacobian_loss", "diffusion_loss"),
     *("compose", "invert", "fourier_encode", "hash_encode", "field"),
 )
 BACKENDS = ["reference"] + (["cpu"] if registry.available("cpu")[0] else [])
