@@ -280,7 +280,9 @@ def lncc_forward(
             shape, 0, 1.0, *images, address(mask), *targets, threads()
         )
     else:
-        saved = f.new_empty([5 if save_fixed and save_warped else 3 if save_fixed or save_warped else 0, *out])
+        saved = f.new_empty(
+            [5 if save_fixed and save_warped else 3 if save_fixed or save_warped else 0, *out]
+        )
         total, count = function("lncc_forward", dtype)(
             shape, *images, address(mask), address(values), [address(s) for s in saved], threads()
         )

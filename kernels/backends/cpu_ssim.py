@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -77,39 +80,37 @@ def ssim_backward(
     windows = torch.Size(_out(f, window, padding)).numel()
     upstream = None if mean else grad.to(dtype).contiguous()
     scale = grad.item() / max(windows, 1) if mean else 1.0
-    grads = [torch.empty_like(x) if want else None for x, want in ((f, want_fixed), (w, want_warped))]
-    parts = [(f, w, maps, upstream, *grads)]
-    is_saved = (saved_fixed or not want_fixed) and (saved_warped or not want_warped)
-    if not is_saved:
-        parts = [
-            tuple(None if t is None else t[b : b + 1, c : c + 1] for t in (f, w, None, upstream, *grads))  # type: ignore[misc]
-            for b in range(f.shape[0])
-            for c in range(f.shape[1])
-        ]
-    for one, other, saved, above, to_one, to_other in parts:
-        if not is_saved:
-            again = (window, weights, c1, c2, padding, True, want_fixed, want_warped)
-            saved = ssim_forward(one, other, *again)[1]
-        derivatives = [*saved]
-        images, targets = [address(one), address(other)], [address(to_one), address(to_other)]
+    grad_f = torch.empty_like(f) if want_fixed else None
+    grad_w = torch.empty_like(w) if want_warped else None
+
+    def run(part: Callable[[Tensor], Tensor], derivatives: list[Tensor]) -> None:
+        images = [address(part(x)) for x in (f, w)]
+        targets = [0 if x is None else address(part(x)) for x in (grad_f, grad_w)]
         if want_fixed and not want_warped:
             images.reverse()
             targets.reverse()
             if len(derivatives) == 4:
                 derivatives = [derivatives[3], derivatives[1], derivatives[2]]
         function("ssim_backward", dtype)(
-            _shape(one, window, weights, c1, c2, padding),
-            address(above),
+            _shape(part(f), window, weights, c1, c2, padding),
+            0 if upstream is None else address(part(upstream)),
             scale,
             *images,
             [address(d) for d in derivatives],
             *targets,
             threads(),
         )
-    to_fixed, to_warped = grads
+
+    if (saved_fixed or not want_fixed) and (saved_warped or not want_warped):
+        run(lambda x: x, [*maps])
+    else:
+        options = (window, weights, c1, c2, padding, True, want_fixed, want_warped)
+        for item, channel in itertools.product(range(f.shape[0]), range(f.shape[1])):
+            index = (slice(item, item + 1), slice(channel, channel + 1))
+            run(lambda x, index=index: x[index], [*ssim_forward(f[index], w[index], *options)[1]])  # type: ignore[misc]
     return (
-        fixed.new_empty(0) if to_fixed is None else to_fixed.to(fixed.dtype),
-        warped.new_empty(0) if to_warped is None else to_warped.to(warped.dtype),
+        fixed.new_empty(0) if grad_f is None else grad_f.to(fixed.dtype),
+        warped.new_empty(0) if grad_w is None else grad_w.to(warped.dtype),
     )
 
 
