@@ -201,57 +201,66 @@ public:
         for (int64_t plane = z0; plane < z1; ++plane) {
             const int64_t entered = std::min(z_.in, plane + z_.after + 1);
             const int64_t left = std::min(entered, plane - z_.before);
-            for (; entering_ < entered && leaving_ < left; ++entering_, ++leaving_)
-                move<true, true>(entering_, leaving_, top, bottom, read);
-            for (; entering_ < entered; ++entering_) move<true, false>(entering_, 0, top, bottom, read);
-            for (; leaving_ < left; ++leaving_) move<false, true>(0, leaving_, top, bottom, read);
-            walk(plane, y0, y1, top, emit);
+            // All but the last planes to enter and to leave; those move row by row on the way along y.
+            for (; entering_ + 1 < entered; ++entering_)
+                for (int64_t row = top; row < bottom; ++row) move<true, false>(row, top, read);
+            for (; leaving_ + 1 < left; ++leaving_)
+                for (int64_t row = top; row < bottom; ++row) move<false, true>(row, top, read);
+            const bool enters = entering_ < entered, leaves = leaving_ < left;
+            if (enters && leaves)
+                walk<true, true>(plane, y0, y1, top, read, emit);
+            else if (enters)
+                walk<true, false>(plane, y0, y1, top, read, emit);
+            else if (leaves)
+                walk<false, true>(plane, y0, y1, top, read, emit);
+            else
+                walk<false, false>(plane, y0, y1, top, read, emit);
+            entering_ += enters;
+            leaving_ += leaves;
         }
     }
 
 private:
-    // One plane enters the running sums along z, one leaves.
+    // In one row a plane enters the running sums along z, and one leaves.
     template <bool enters, bool leaves, class Read>
-    void move(int64_t entering, int64_t leaving, int64_t top, int64_t bottom, const Read& read) {
-        for (int64_t row = top; row < bottom; ++row) {
-            Vec* to = line(row - top) + start_ / Wide::lanes;
-            for (int64_t block = 0; block < blocks_; ++block) {
-                Vec in[F], out[F];
-                if (enters) read(entering, row, block, in);
-                if (leaves) read(leaving, row, block, out);
-                for (int k = 0; k < F; ++k) {
-                    Vec& sum = to[k * line_ / Wide::lanes + block];
-                    if (enters && leaves)
-                        sum = (sum + in[k]) - out[k];
-                    else
-                        sum = enters ? sum + in[k] : sum - out[k];
-                }
+    void move(int64_t row, int64_t top, const Read& read) {
+        Vec* to = line(row - top) + start_ / Wide::lanes;
+        for (int64_t block = 0; block < blocks_; ++block) {
+            Vec in[F], out[F];
+            if (enters) read(entering_, row, block, in);
+            if (leaves) read(leaving_, row, block, out);
+            for (int k = 0; k < F; ++k) {
+                Vec& sum = to[k * line_ / Wide::lanes + block];
+                if (enters && leaves)
+                    sum = (sum + in[k]) - out[k];
+                else
+                    sum = enters ? sum + in[k] : sum - out[k];
             }
         }
     }
 
-    // Boxes along y and x of the running sums.
-    template <class Emit>
-    void walk(int64_t plane, int64_t y0, int64_t y1, int64_t top, const Emit& emit) {
+    // Boxes along y and x of the running sums, whose rows are brought up to date while they are at hand.
+    template <bool enters, bool leaves, class Read, class Emit>
+    void walk(int64_t plane, int64_t y0, int64_t y1, int64_t top, const Read& read, const Emit& emit) {
         const int64_t n = across_.size();
         Vec* __restrict sum = across_.data();
         std::fill(across_.begin(), across_.end(), Vec{});
         int64_t next = top;
         for (int64_t row = y0; row < y1; ++row) {
             const int64_t stop = std::min(y_.in, row + y_.after + 1), gone = row - y_.before - 1;
-            for (; next + 1 < stop; ++next) {
-                const Vec* in = line(next - top);
-                for (int64_t i = 0; i < n; ++i) sum[i] += in[i];
-            }
-            const Vec* in = next < stop ? line(next - top) : nullptr;
             const Vec* out = gone >= top ? line(gone - top) : nullptr;
-            if (in && out)
-                for (int64_t i = 0; i < n; ++i) sum[i] = (sum[i] + in[i]) - out[i];
-            else if (in)
-                for (int64_t i = 0; i < n; ++i) sum[i] += in[i];
-            else if (out)
+            for (; next < stop; ++next) {
+                if (enters || leaves) move<enters, leaves>(next, top, read);
+                const Vec* in = line(next - top);
+                if (out && next + 1 == stop) {
+                    for (int64_t i = 0; i < n; ++i) sum[i] = (sum[i] + in[i]) - out[i];
+                    out = nullptr;
+                } else {
+                    for (int64_t i = 0; i < n; ++i) sum[i] += in[i];
+                }
+            }
+            if (out)
                 for (int64_t i = 0; i < n; ++i) sum[i] -= out[i];
-            next = std::max(next, stop);
             for (int k = 0; k < F; ++k) {
                 const int64_t at = k * line_ / Wide::lanes;
                 box_(sum + at, count_, x_.window() / Wide::lanes, scratch_.data(), sums_.data() + at);

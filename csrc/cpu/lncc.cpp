@@ -253,8 +253,6 @@ LnccTotal forward(const LnccShape& shape, const T* fixed, const T* warped, const
                   const std::vector<T*>& adjoints, int threads) {
     const Windows w(shape);
     const Items items(BoxStream<ReadImages<T, masked>::kFields>::strip(w.y, w.x), w.y.out, w.z.out);
-    for (T* map : adjoints) expect_writes(map, w.channels * w.out_size);
-    expect_writes(values, w.channels * w.out_size);
     std::vector<LnccTotal> partial(w.channels * items.count());
     parallel_for(static_cast<int64_t>(partial.size()), threads, 1, [&](int64_t begin, int64_t end, int) {
         Statistics<T, masked> statistics(shape, w, adjoints.size(), items.rows);
@@ -283,8 +281,6 @@ void backward_saved(const LnccShape& shape, const T* upstream, double scale, con
                     int threads) {
     const Windows w(shape);
     const Items items(BoxStream<F>::strip(w.y.adjoint(), w.x.adjoint()), w.y.in, w.z.in);
-    expect_writes(grad_warped, w.channels * w.in_size);
-    expect_writes(grad_fixed, w.channels * w.in_size);
     parallel_for(w.channels * items.count(), threads, 1, [&](int64_t begin, int64_t end, int) {
         Gradient<T, F> gradient(w, scale, items.rows);
         for (int64_t i = begin; i < end; ++i) {
@@ -316,8 +312,6 @@ LnccTotal both_passes(const LnccShape& shape, const T* upstream, double scale, c
     const std::unique_ptr<T[]> maps(
         new T[F * ring * plane]);  // not zeroed: every plane is written before it is read
     expect_writes(maps.get(), F * ring * plane);
-    expect_writes(grad_warped, w.channels * w.in_size);
-    expect_writes(grad_fixed, w.channels * w.in_size);
     T* to[5] = {};
     for (int k = 0; k < F; ++k) to[k] = maps.get() + k * ring * plane;
     std::vector<Statistics<T, masked>> statistics(strips, Statistics<T, masked>(shape, w, F, rows));

@@ -7,7 +7,6 @@
 
 #include "cpu/lncc_fields.h"
 #include "cpu/loops.h"
-#include "cpu/memory.h"
 #include "cpu/ops.h"
 #include "cpu/parallel.h"
 #include "cpu/tap_stream.h"
@@ -128,8 +127,6 @@ double ssim_forward(const SsimShape& shape, const T* fixed, const T* warped, T* 
     const auto evaluate = adjoints.empty()       ? evaluate_row<T, 0>
                           : adjoints.size() == 3 ? evaluate_row<T, 3>
                                                  : evaluate_row<T, 4>;
-    for (T* map : adjoints) expect_writes(map, w.channels * w.out_size);
-    expect_writes(values, w.channels * w.out_size);
     const int64_t rows = TapStream<5>::strip(w.y), n = w.x.out;
     std::vector<double> partial(w.channels * ((w.y.out + rows - 1) / rows) *
                                 ((w.z.out + kPlanes - 1) / kPlanes));
@@ -160,11 +157,6 @@ template <class T>
 void ssim_backward(const SsimShape& shape, const T* upstream, double scale, const T* fixed, const T* warped,
                    const std::vector<const T*>& adjoints, T* grad_fixed, T* grad_warped, int threads) {
     if (empty(shape)) return;
-    const int64_t size = shape.batch * shape.channels;
-    int64_t voxels = size;
-    for (int64_t n : shape.size) voxels *= n;
-    expect_writes(grad_warped, voxels);
-    expect_writes(grad_fixed, voxels);
     const auto run = grad_fixed ? backward<T, 4> : backward<T, 3>;
     run(shape, upstream, scale, fixed, warped, adjoints, grad_fixed, grad_warped, threads);
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import native, registry
 
+LARGE = 4 << 20  # bytes from which an output is worth the request
 _SUFFIX = {torch.float32: "_f32", torch.float64: "_f64"}
 
 
@@ -28,6 +29,14 @@ def address(tensor: Tensor | None) -> int:
 def wanted(like: Tensor, want: bool) -> Tensor | None:
     """A gradient buffer shaped like ``like``, zeroed, or None where the gradient is not wanted."""
     return torch.zeros_like(like, memory_format=torch.contiguous_format) if want else None
+
+
+def output(shape: Sequence[int], dtype: torch.dtype, zeros: bool = False) -> Tensor:
+    """A new tensor, on large pages where the system has them: writing to fresh small ones costs a fault each."""
+    tensor = (torch.zeros if zeros else torch.empty)(*shape, dtype=dtype)
+    if tensor.nbytes >= LARGE:
+        native.load_cpu().expect_writes(address(tensor), tensor.nbytes)
+    return tensor
 
 
 def threads() -> int:

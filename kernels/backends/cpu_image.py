@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import native, registry
-from .cpu import address, function, threads
+from .cpu import address, function, output, threads
 
 _PADDING = {"zeros": 0, "border": 1, "reflection": 2}
 _SCHEME = {"forward": 0, "backward": 1, "central": 2}
@@ -26,7 +26,7 @@ def _buffer(like: Tensor, dtype: torch.dtype, want: bool, zeros: bool = True) ->
     """A gradient buffer shaped like ``like``, or None where the gradient is not wanted."""
     if not want:
         return None
-    return torch.zeros(like.shape, dtype=dtype) if zeros else torch.empty(like.shape, dtype=dtype)
+    return output(like.shape, dtype, zeros)
 
 
 def _leaves_gaps(grad: Tensor, mode: str) -> bool:
@@ -59,7 +59,7 @@ def grid_sample_forward(
 ) -> Tensor:
     dtype = _computing_type(input, grid)
     x, points = input.to(dtype).contiguous(), grid.to(dtype).contiguous()
-    out = x.new_empty(*x.shape[:2], *grid.shape[1:-1])
+    out = output([*x.shape[:2], *grid.shape[1:-1]], dtype)
     shape = _sample_shape(x, grid.shape[1:-1], True, mode, padding_mode, align_corners)
     function("sample_forward", dtype)(shape, address(x), address(points), 0, address(out), threads())
     return out.to(input.dtype)
@@ -100,7 +100,7 @@ def warp_forward(
     dtype = _computing_type(image, displacement)
     x, u = image.to(dtype).contiguous(), displacement.to(dtype).contiguous()
     matrix = None if affine is None else affine.to(dtype).contiguous()
-    out = x.new_empty(*x.shape[:2], *u.shape[2:])
+    out = output([*x.shape[:2], *u.shape[2:]], dtype)
     shape = _sample_shape(x, u.shape[2:], False, mode, padding_mode, True)
     function("sample_forward", dtype)(shape, address(x), address(u), address(matrix), address(out), threads())
     return out.to(image.dtype)
@@ -149,7 +149,7 @@ def _lattice_shape(u: Tensor, spacing: list[float], scheme: str = "forward") -> 
 def jacobian_determinant_forward(displacement: Tensor, spacing: list[float], scheme: str) -> Tensor:
     dtype = _computing_type(displacement)
     u = displacement.to(dtype).contiguous()
-    out = u.new_empty(u.shape[0], *u.shape[2:])
+    out = output([u.shape[0], *u.shape[2:]], dtype)
     function("jacobian_determinant_forward", dtype)(
         _lattice_shape(u, spacing, scheme), address(u), address(out), threads()
     )
@@ -161,7 +161,7 @@ def jacobian_determinant_backward(
 ) -> Tensor:
     dtype = _computing_type(displacement)
     upstream, u = grad.to(dtype).contiguous(), displacement.to(dtype).contiguous()
-    grad_u = torch.empty_like(u)
+    grad_u = output(u.shape, dtype)
     function("jacobian_determinant_backward", dtype)(
         _lattice_shape(u, spacing, scheme), address(upstream), address(u), address(grad_u), threads()
     )
@@ -184,7 +184,7 @@ def jacobian_loss_backward(
 ) -> Tensor:
     dtype = _computing_type(displacement)
     u = displacement.to(dtype).contiguous()
-    grad_u = torch.empty_like(u)
+    grad_u = output(u.shape, dtype)
     function("jacobian_loss_backward", dtype)(
         _lattice_shape(u, spacing, scheme),
         _PENALTY[penalty],
@@ -207,7 +207,7 @@ def diffusion_loss_forward(displacement: Tensor, spacing: list[float]) -> Tensor
 def diffusion_loss_backward(grad: Tensor, displacement: Tensor, spacing: list[float]) -> Tensor:
     dtype = _computing_type(displacement)
     u = displacement.to(dtype).contiguous()
-    grad_u = torch.empty_like(u)
+    grad_u = output(u.shape, dtype)
     function("diffusion_loss_backward", dtype)(
         _lattice_shape(u, spacing), grad.item(), address(u), address(grad_u), threads()
     )
@@ -272,17 +272,16 @@ def lncc_forward(
     images = [address(f), address(w)]
     if save_fixed and not save_warped:
         images.reverse()  # the measure is symmetric
-    values = None if mean else f.new_empty(out)
+    values = None if mean else output(out, dtype)
     if mean and (save_fixed or save_warped):
-        saved = f.new_empty([int(save_fixed) + int(save_warped), *f.shape])
+        saved = output([int(save_fixed) + int(save_warped), *f.shape], dtype)
         targets = [address(s) for s in saved] if save_fixed and save_warped else [0, address(saved)]
         total, count = function("lncc_gradient", dtype)(
             shape, 0, 1.0, *images, address(mask), *targets, threads()
         )
     else:
-        saved = f.new_empty(
-            [5 if save_fixed and save_warped else 3 if save_fixed or save_warped else 0, *out]
-        )
+        maps = 5 if save_fixed and save_warped else 3 if save_fixed or save_warped else 0
+        saved = output([maps, *out], dtype)
         total, count = function("lncc_forward", dtype)(
             shape, *images, address(mask), address(values), [address(s) for s in saved], threads()
         )
@@ -317,17 +316,19 @@ def lncc_backward(
     scale = grad.item() / max(count.item(), 1) if mean else 1.0
     is_saved = (saved_fixed or not want_fixed) and (saved_warped or not want_warped)
     if mean and is_saved:
-        to_fixed, to_warped = saved[0], saved[-1]
-        return (
-            _result(to_fixed * scale if want_fixed else None, fixed),
-            _result(to_warped * scale if want_warped else None, warped),
-        )
+        grads = [
+            _buffer(x, dtype, want, zeros=False) for x, want in ((fixed, want_fixed), (warped, want_warped))
+        ]
+        for gradient, of_sum in zip(grads, (saved[0], saved[-1]), strict=True):
+            if gradient is not None:
+                torch.mul(of_sum, scale, out=gradient)
+        return _result(grads[0], fixed), _result(grads[1], warped)
     f, w = fixed.to(dtype).contiguous(), warped.to(dtype).contiguous()
     mask = None if mask is None else mask.contiguous()
     shape = _lncc_shape(f, mask, window, padding, squared, eps, eps_mode, numerator_eps, flat_tol, zero_rule)
     upstream = None if mean else grad.to(dtype).contiguous()
-    grad_f = torch.empty_like(f) if want_fixed else None
-    grad_w = torch.empty_like(w) if want_warped else None
+    grad_f = _buffer(f, dtype, want_fixed, zeros=False)
+    grad_w = _buffer(w, dtype, want_warped, zeros=False)
     images, targets = [address(f), address(w)], [address(grad_f), address(grad_w)]
     maps = list(saved) if is_saved else []
     if want_fixed and not want_warped:

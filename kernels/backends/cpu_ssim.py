@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import native, registry
-from .cpu import address, function, threads
+from .cpu import address, function, output, threads
 
 
 def _shape(
@@ -40,8 +40,9 @@ def ssim_forward(
     dtype = torch.promote_types(fixed.dtype, torch.float32)
     f, w = fixed.to(dtype).contiguous(), warped.to(dtype).contiguous()
     out = _out(f, window, padding)
-    values = None if mean else f.new_empty(out)
-    maps = f.new_empty([4 if save_fixed and save_warped else 3 if save_fixed or save_warped else 0, *out])
+    values = None if mean else output(out, dtype)
+    count = 4 if save_fixed and save_warped else 3 if save_fixed or save_warped else 0
+    maps = output([count, *out], dtype)
     images = [address(f), address(w)]
     if save_fixed and not save_warped:
         images.reverse()  # the measure is symmetric
@@ -80,8 +81,8 @@ def ssim_backward(
     windows = torch.Size(_out(f, window, padding)).numel()
     upstream = None if mean else grad.to(dtype).contiguous()
     scale = grad.item() / max(windows, 1) if mean else 1.0
-    grad_f = torch.empty_like(f) if want_fixed else None
-    grad_w = torch.empty_like(w) if want_warped else None
+    grad_f = output(f.shape, dtype) if want_fixed else None
+    grad_w = output(w.shape, dtype) if want_warped else None
 
     def run(part: Callable[[Tensor], Tensor], derivatives: list[Tensor]) -> None:
         images = [address(part(x)) for x in (f, w)]
