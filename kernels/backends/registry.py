@@ -212,7 +212,7 @@ def _cannot_run(backend: str) -> str:
             return str(error)
     elif backend in ("cuda", "triton"):
         if not _functions[backend]:
-            return "no kernel in this version"
+            return "its module is not built (make gpu)" if backend == "cuda" else "no kernel in this version"
         if backend == "triton" and importlib.util.find_spec("triton") is None:
             return "triton is not installed"
         if not torch.cuda.is_available() and not (backend == "triton" and interpreted):
