@@ -164,4 +164,4 @@ def smooth_pair(size: tuple[int, ...], device: torch.device) -> tuple[Tensor, Te
 
 def sizes(quick: bool) -> Iterator[tuple[int, ...]]:
     """Volumes that are measured."""
-    yield from [(64, 64, 64)] if quick else [(96, 96, 96), (160, 192, 224)]
+    yield from [(64, 64, 64)] if quick else [(96, 96, 96), (160, 192, 224), (256, 256, 256)]

@@ -16,12 +16,13 @@ EPS = 1e-5
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """Windows of 9 at every size, and the windows 5 and 15 at the last one; gradient to the warped image."""
-    last = list(sizes(quick))[-1]
+    """Window 9 at every size with the peers, windows 5 and 15 and the gradient to both images at one size."""
     for size in sizes(quick):
-        for window in (5, 9, 15) if size == last else (9,):
-            yield case(size, window, device, peers=not quick or window == 9)
-    yield case(last, 9, device, wanted=(0, 1), peers=False)
+        yield case(size, 9, device, compiled=not quick)
+    main = list(sizes(quick))[0 if quick else 1]
+    for window in (5, 15):
+        yield case(main, window, device, peers=False)
+    yield case(main, 9, device, wanted=(0, 1), peers=False)
 
 
 def case(
@@ -30,6 +31,7 @@ def case(
     device: torch.device,
     wanted: tuple[int, ...] = (1,),
     peers: bool = True,
+    compiled: bool = False,
 ) -> Case:
     pair = smooth_pair(size, device)
 
@@ -42,6 +44,11 @@ def case(
     }
     if peers:
         contenders["torch cumsum"] = gradient_step(lambda f, w: cumulative(f, w, window), pair, wanted)
+        if compiled:
+            compiled_sums = torch.compile(cumulative, dynamic=False)
+            contenders["torch.compile of cumsum"] = gradient_step(
+                lambda f, w: compiled_sums(f, w, window), pair, wanted
+            )
         contenders["torch separable conv"] = gradient_step(lambda f, w: separable(f, w, window), pair, wanted)
         if importlib.util.find_spec("monai"):
             from monai.losses import LocalNormalizedCrossCorrelationLoss
