@@ -11,13 +11,9 @@ from torch import Tensor
 
 from .backends import registry
 from .backends.reference import lncc as reference
+from .windows import SAVED_BYTES, check_windows, map_shape
 
-PADDINGS = ("same", "valid")
 EPS_MODES = ("product", "clamp", "each")
-REDUCTIONS = ("mean", "none")
-
-# With recompute=None the maps of derivatives are saved up to this size, and computed again above it.
-SAVED_BYTES = 512 * 2**20
 
 # Backends whose forward pass of a mean computes the gradient along the way.
 ONE_PASS = ("cpu",)
@@ -69,7 +65,7 @@ def _(
     save_warped: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out = _windows(fixed, window, padding)
+    out = map_shape(fixed, window, padding)
     wide = torch.promote_types(fixed.dtype, torch.float32)
     value = fixed.new_empty((), dtype=wide) if mean else fixed.new_empty(out)
     if mean and backend in ONE_PASS and (save_fixed or save_warped):
@@ -252,7 +248,7 @@ def lncc(
         item = max(fixed.element_size(), 4)
         one_pass = reduction == "mean" and chosen in ONE_PASS
         volumes = sum(wants) if one_pass else adjoint_maps(*wants)
-        recompute = volumes * math.prod(_windows(fixed, windows, padding)) * item > SAVED_BYTES
+        recompute = volumes * math.prod(map_shape(fixed, windows, padding)) * item > SAVED_BYTES
     save_fixed, save_warped = (want and not recompute for want in wants)
     inside = None if mask is None else mask != 0
     options = (windows, padding, squared, eps, eps_mode, numerator_eps, flat_tol, zero_rule)
@@ -263,14 +259,6 @@ def lncc(
 def adjoint_maps(fixed: bool, warped: bool) -> int:
     """Volumes that the backward pass needs for gradients to these images."""
     return 0 if not (fixed or warped) else 5 if fixed and warped else 3
-
-
-def _windows(fixed: Tensor, window: list[int], padding: str) -> list[int]:
-    """Shape of the map."""
-    sizes = list(fixed.shape[2:])
-    if padding == "valid":
-        sizes = [size - w + 1 for size, w in zip(sizes, window, strict=True)]
-    return [*fixed.shape[:2], *sizes]
 
 
 def _check(
@@ -285,38 +273,12 @@ def _check(
     reduction: str,
 ) -> list[int]:
     """The window as one number an axis, after checking everything."""
-    ndim = fixed.ndim - 2
-    if ndim not in (2, 3):
-        raise ValueError(f"lncc: fixed must be (B, C, H, W) or (B, C, D, H, W), got {tuple(fixed.shape)}")
-    if warped.shape != fixed.shape:
-        raise ValueError(
-            f"lncc: the images must share one shape, got {tuple(fixed.shape)} and {tuple(warped.shape)}"
-        )
-    if not fixed.is_floating_point():
-        raise ValueError(f"lncc: the images must be floating point, got {fixed.dtype}")
-    if warped.dtype != fixed.dtype or warped.device != fixed.device:
-        raise ValueError(
-            f"lncc: the images must share dtype and device, got {fixed.dtype} on {fixed.device} and "
-            f"{warped.dtype} on {warped.device}"
-        )
-    for name, value, known in (
-        ("padding", padding, PADDINGS),
-        ("eps_mode", eps_mode, EPS_MODES),
-        ("reduction", reduction, REDUCTIONS),
-    ):
-        if value not in known:
-            raise ValueError(f"lncc: {name} must be one of {known}, got {value!r}")
+    windows = check_windows("lncc", fixed, warped, window, padding, reduction)
+    if eps_mode not in EPS_MODES:
+        raise ValueError(f"lncc: eps_mode must be one of {EPS_MODES}, got {eps_mode!r}")
     for name, number in (("eps", eps), ("flat_tol", flat_tol)):
         if not number >= 0:
             raise ValueError(f"lncc: {name} must be at least 0, got {number}")
-    windows = [window] * ndim if isinstance(window, int) else [int(w) for w in window]
-    if len(windows) != ndim or min(windows) < 1:
-        raise ValueError(f"lncc: window must be one or {ndim} numbers from 1, got {window}")
-    if padding == "valid" and any(w > n for w, n in zip(windows, fixed.shape[2:], strict=True)):
-        raise ValueError(
-            f"lncc: a window of {tuple(windows)} voxels is larger than the volume {tuple(fixed.shape[2:])}; "
-            "take a smaller window or padding 'same'"
-        )
     if mask is not None:
         allowed = [(fixed.shape[0], channels, *fixed.shape[2:]) for channels in (1, fixed.shape[1])]
         if tuple(mask.shape) not in allowed:

@@ -11,10 +11,7 @@ from torch import Tensor
 
 from .backends import registry
 from .backends.reference import ssim as reference
-
-PADDINGS = ("same", "valid")
-REDUCTIONS = ("mean", "none")
-SAVED_BYTES = 512 * 2**20  # as lncc: derivative maps are saved up to this size, computed again above it
+from .windows import SAVED_BYTES, check_windows, map_shape
 
 
 @torch.library.custom_op("neuralreg::ssim_forward", mutates_args=())
@@ -50,7 +47,7 @@ def _(
     save_warped: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    out = _windows(fixed, window, padding)
+    out = map_shape(fixed, window, padding)
     wide = torch.promote_types(fixed.dtype, torch.float32)
     value = fixed.new_empty((), dtype=wide) if mean else fixed.new_empty(out)
     return value, fixed.new_empty([adjoint_maps(save_fixed, save_warped), *out], dtype=wide)
@@ -178,7 +175,7 @@ def ssim(
     wants = [torch.is_grad_enabled() and image.requires_grad for image in (fixed, warped)]
     if recompute is None:
         item = max(fixed.element_size(), 4)
-        recompute = adjoint_maps(*wants) * math.prod(_windows(fixed, windows, padding)) * item > SAVED_BYTES
+        recompute = adjoint_maps(*wants) * math.prod(map_shape(fixed, windows, padding)) * item > SAVED_BYTES
     save_fixed, save_warped = (want and not recompute for want in wants)
     flat = [weight for line in weights for weight in line]
     mean = reduction == "mean"
@@ -197,14 +194,6 @@ def gaussian(window: int, sigma: float) -> list[float]:
     return [tap / total for tap in taps]
 
 
-def _windows(fixed: Tensor, window: list[int], padding: str) -> list[int]:
-    """Shape of the map."""
-    sizes = list(fixed.shape[2:])
-    if padding == "valid":
-        sizes = [size - w + 1 for size, w in zip(sizes, window, strict=True)]
-    return [*fixed.shape[:2], *sizes]
-
-
 def _check(
     fixed: Tensor,
     warped: Tensor,
@@ -217,35 +206,12 @@ def _check(
     reduction: str,
 ) -> tuple[list[int], list[list[float]]]:
     """Window and weights along every axis, after checking everything."""
-    ndim = fixed.ndim - 2
-    if ndim not in (2, 3):
-        raise ValueError(f"ssim: fixed must be (B, C, H, W) or (B, C, D, H, W), got {tuple(fixed.shape)}")
-    if warped.shape != fixed.shape:
-        raise ValueError(
-            f"ssim: the images must share one shape, got {tuple(fixed.shape)} and {tuple(warped.shape)}"
-        )
-    if not fixed.is_floating_point():
-        raise ValueError(f"ssim: the images must be floating point, got {fixed.dtype}")
-    if warped.dtype != fixed.dtype or warped.device != fixed.device:
-        raise ValueError(
-            f"ssim: the images must share dtype and device, got {fixed.dtype} on {fixed.device} and "
-            f"{warped.dtype} on {warped.device}"
-        )
-    for name, value, known in (("padding", padding, PADDINGS), ("reduction", reduction, REDUCTIONS)):
-        if value not in known:
-            raise ValueError(f"ssim: {name} must be one of {known}, got {value!r}")
+    windows = check_windows("ssim", fixed, warped, window, padding, reduction)
+    ndim = len(windows)
     for name, number in (("data_range", data_range), ("k1", k1), ("k2", k2)):
         if not 0 < number < math.inf:
             raise ValueError(f"ssim: {name} must be above 0 and finite, got {number}")
-    windows = [window] * ndim if isinstance(window, int) else [int(w) for w in window]
-    if len(windows) != ndim or min(windows) < 1:
-        raise ValueError(f"ssim: window must be one or {ndim} numbers from 1, got {window}")
     sigmas = [float(sigma)] * ndim if isinstance(sigma, (int, float)) else [float(s) for s in sigma]
     if len(sigmas) != ndim or not all(0 < s < math.inf for s in sigmas):
         raise ValueError(f"ssim: sigma must be one or {ndim} numbers above 0, got {sigma}")
-    if padding == "valid" and any(w > n for w, n in zip(windows, fixed.shape[2:], strict=True)):
-        raise ValueError(
-            f"ssim: a window of {tuple(windows)} voxels is larger than the volume {tuple(fixed.shape[2:])}; "
-            "take a smaller window or padding 'same'"
-        )
     return windows, [gaussian(w, s) for w, s in zip(windows, sigmas, strict=True)]
