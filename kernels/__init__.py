@@ -7,23 +7,25 @@ Needs torch alone. Each op is a registered ``torch.library`` op with a hand-writ
 from .backends import cpu_field, cpu_image, cpu_ssim, cuda, triton_ops  # noqa: F401 (register the backends' kernels)
 from .backends.registry import BackendError, backends, use_backend
 from .encoding import fourier_encode, hash_encode
-from .field import field
+from .field import field, field_jet
 from .flow import compose, invert
 from .jacobian import diffusion_loss, jacobian_determinant, jacobian_loss
 from .lncc import lncc
 from .sampling import grid_sample, warp
-from .spec import FieldSpec, Fourier, HashGrid
+from .spec import FieldSpec, Flow, Fourier, HashGrid, octaves
 from .ssim import ssim
 
 __all__ = [
     "BackendError",
     "FieldSpec",
+    "Flow",
     "Fourier",
     "HashGrid",
     "backends",
     "compose",
     "diffusion_loss",
     "field",
+    "field_jet",
     "fourier_encode",
     "grid_sample",
     "hash_encode",
@@ -31,6 +33,7 @@ __all__ = [
     "jacobian_determinant",
     "jacobian_loss",
     "lncc",
+    "octaves",
     "ssim",
     "use_backend",
     "warp",

@@ -1,4 +1,4 @@
-"""A neural field as one op: encoding and MLP from coordinates to values."""
+"""A neural field as one op: encoding and layers from coordinates to values, and to values with their Jacobian."""
 
 from __future__ import annotations
 
@@ -9,127 +9,233 @@ from torch import Tensor
 
 from .backends import registry
 from .backends.reference import field as reference
-from .encoding import check_points, check_same_kind
-from .spec import ACTIVATIONS, FieldSpec, Fourier, HashGrid
-
-_KIND = {"identity": 0, "fourier": 1, "grid": 2}
-
-
-def flatten(spec: FieldSpec) -> tuple[list[int], list[float]]:
-    """The spec as the numbers that the registered op takes.
-
-    ints: encoding kind, features, table size, frequencies, activation, number of levels, resolutions, widths.
-    floats: Fourier scale, omegas.
-    """
-    encoding = spec.encoding
-    features = table_size = frequencies = 0
-    resolutions: tuple[int, ...] = ()
-    scale = 0.0
-    kind = "identity"
-    if isinstance(encoding, HashGrid):
-        kind, features, table_size = "grid", encoding.features, 1 << encoding.log2_table_size
-        resolutions = encoding.resolutions
-    elif isinstance(encoding, Fourier):
-        kind, frequencies, scale = "fourier", encoding.frequencies, encoding.scale
-    head = [
-        _KIND[kind],
-        features,
-        table_size,
-        frequencies,
-        ACTIVATIONS.index(spec.activation),
-        len(resolutions),
-    ]
-    return [*head, *resolutions, *spec.widths], [scale, *spec.omega]
+from .encoding import check_same_kind
+from .spec import FieldSpec, flatten
 
 
 @torch.library.custom_op("neuralreg::field_forward", mutates_args=())
-def _forward(x: Tensor, params: list[Tensor], ints: list[int], floats: list[float], backend: str) -> Tensor:
-    return registry.implementation("field_forward", backend)(x, params, ints, floats)
+def _forward(x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float], backend: str) -> Tensor:
+    return registry.implementation("field_forward", backend)(x, tensors, ints, floats)
 
 
 @_forward.register_fake
-def _(x: Tensor, params: list[Tensor], ints: list[int], floats: list[float], backend: str) -> Tensor:
-    return x.new_empty(x.shape[0], params[-1].shape[0])
+def _(x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float], backend: str) -> Tensor:
+    return x.new_empty(x.shape[0], ints[1])
 
 
 @torch.library.custom_op("neuralreg::field_backward", mutates_args=())
 def _backward(
     grad: Tensor,
     x: Tensor,
-    params: list[Tensor],
+    tensors: list[Tensor],
     ints: list[int],
     floats: list[float],
     want: list[bool],
     backend: str,
 ) -> list[Tensor]:
-    return registry.implementation("field_backward", backend)(grad, x, params, ints, floats, want)
+    return registry.implementation("field_backward", backend)(grad, x, tensors, ints, floats, want)
 
 
 @_backward.register_fake
 def _(
     grad: Tensor,
     x: Tensor,
-    params: list[Tensor],
+    tensors: list[Tensor],
     ints: list[int],
     floats: list[float],
     want: list[bool],
     backend: str,
 ) -> list[Tensor]:
-    return [x.new_empty(t.shape if w else (0,)) for t, w in zip([x, *params], want, strict=True)]
+    return _gradients_like(x, tensors, want)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, params, ctx.ints, ctx.floats, ctx.backend = inputs
-    ctx.save_for_backward(x, *params)
+@torch.library.custom_op("neuralreg::field_jet_forward", mutates_args=())
+def _jet_forward(
+    x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float], backend: str
+) -> tuple[Tensor, Tensor]:
+    return registry.implementation("field_jet_forward", backend)(x, tensors, ints, floats)
 
 
-def _grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, *params = ctx.saved_tensors
-    want_x, want_params = ctx.needs_input_grad[:2]
-    want = [want_x, *(want_params if isinstance(want_params, (list, tuple)) else [want_params] * len(params))]
-    grads = _backward(grad, x, params, ctx.ints, ctx.floats, want, ctx.backend)
+@_jet_forward.register_fake
+def _(
+    x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float], backend: str
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0], ints[1]), x.new_empty(x.shape[0], ints[1], x.shape[1])
+
+
+@torch.library.custom_op("neuralreg::field_jet_backward", mutates_args=())
+def _jet_backward(
+    grad: Tensor,
+    grad_jacobian: Tensor,
+    x: Tensor,
+    tensors: list[Tensor],
+    ints: list[int],
+    floats: list[float],
+    want: list[bool],
+    backend: str,
+) -> list[Tensor]:
+    run = registry.implementation("field_jet_backward", backend)
+    return run(grad, grad_jacobian, x, tensors, ints, floats, want)
+
+
+@_jet_backward.register_fake
+def _(
+    grad: Tensor,
+    grad_jacobian: Tensor,
+    x: Tensor,
+    tensors: list[Tensor],
+    ints: list[int],
+    floats: list[float],
+    want: list[bool],
+    backend: str,
+) -> list[Tensor]:
+    return _gradients_like(x, tensors, want)
+
+
+def _gradients_like(x: Tensor, tensors: list[Tensor], want: list[bool]) -> list[Tensor]:
+    return [x.new_empty(t.shape if w else (0,)) for t, w in zip([x, *tensors], want, strict=True)]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, tensors, ctx.ints, ctx.floats, ctx.backend = inputs
+    ctx.save_for_backward(x, *tensors)
+
+
+def _gradients(ctx: Any, backward: Any, *upstream: Tensor) -> tuple[Any, ...]:
+    x, *tensors = ctx.saved_tensors
+    want_x, want_tensors = ctx.needs_input_grad[:2]
+    if not isinstance(want_tensors, (list, tuple)):
+        want_tensors = [want_tensors] * len(tensors)
+    want = [want_x, *want_tensors]
+    grads = backward(*upstream, x, tensors, ctx.ints, ctx.floats, want, ctx.backend)
     kept = [g if w else None for g, w in zip(grads, want, strict=True)]
     return kept[0], kept[1:], None, None, None
 
 
+def _grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return _gradients(ctx, _backward, grad)
+
+
+def _jet_grad(ctx: Any, grad: Tensor, grad_jacobian: Tensor) -> tuple[Any, ...]:
+    return _gradients(ctx, _jet_backward, grad, grad_jacobian)
+
+
 _forward.register_autograd(_grad, setup_context=_setup)
+_jet_forward.register_autograd(_jet_grad, setup_context=_setup)
 
 
-def field(x: Tensor, params: list[Tensor], spec: FieldSpec, *, backend: str | None = None) -> Tensor:
-    """Encoding + MLP from coordinates to values, fused.
-
-    ``z = W v + b`` layer by layer from the encoded coordinates; hidden layers apply ReLU or ``sin(omega_l z)``
-    (SIREN, Sitzmann et al. 2020), the last is linear.
+def field(
+    x: Tensor,
+    params: list[Tensor],
+    spec: FieldSpec,
+    *,
+    latent: Tensor | None = None,
+    volume: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """A neural field at points: encoding, latents, layers, output and flow in one op; see :class:`FieldSpec`.
 
     Args:
-        x: (N, ndim) coordinates, in [-1, 1] for grids.
+        x: (N, ndim) coordinates, in [-1, 1] for grids and latent volumes.
         params: tensors of the shapes ``spec.parameter_shapes()``: the grid's table or the Fourier matrix B, then W
-            (out, in) and b (out,) layer by layer.
+            (out, in) and b (out,) layer by layer, then those of the modulator.
         spec: what the field is made of.
+        latent: (spec.latent,) for all points, or (N, spec.latent).
+        volume: (spec.latent_volume, *size), read at x as :func:`hash_encode` reads a dense level, size free.
         backend: "cpu", "reference", ...; None chooses.
 
     Returns:
-        (N, spec.out). Differentiable once in x and every parameter.
+        (N, spec.out). Differentiable once in x, every parameter and both latents.
 
-    Memory beyond inputs and outputs, cpu backend: activations of 96 points a thread; in the backward also one copy
-    of the layers' weights a thread and, for grids, the encoding's gradient of at most 49,152 points. Nothing of size
-    N x width is kept between forward and backward: the backward recomputes.
+    Memory beyond inputs and outputs, cpu backend: the activations of at most 96 points a thread; in the backward also
+    a copy of the layers' weights a thread and, for grids and latent volumes, the encoding's gradient of at most 49,152
+    points (evaluations, of a flow). Nothing of size N x width is kept between forward and backward: the backward
+    recomputes, a flow step by step.
 
     Raises:
         ValueError: a shape or dtype does not fit the spec.
     """
-    check_points(x, "field")
-    if x.shape[1] != spec.ndim:
-        raise ValueError(f"field: x has {x.shape[1]} coordinates, the spec wants {spec.ndim}")
+    tensors = _tensors("field", x, params, spec, latent, volume)
+    chosen = registry.choose("field", x.device, backend)
+    if chosen == "reference":
+        return reference.field(x, tensors, spec)
+    ints, floats = flatten(spec)
+    return _forward(x, tensors, ints, floats, chosen)
+
+
+def field_jet(
+    x: Tensor,
+    params: list[Tensor],
+    spec: FieldSpec,
+    *,
+    latent: Tensor | None = None,
+    volume: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The field and its Jacobian together, by forward-mode tangents carried through the layers.
+
+    A loss on the Jacobian then needs one hand-written backward instead of a double backward. Each point carries its
+    value and ndim tangents: ``t = W T`` in a layer, ``T = act'(z) t`` behind it; the backward returns
+    ``zbar = act'(z) Vbar + act''(z) sum_k t_k Tbar_k`` and ``tbar_k = act'(z) Tbar_k``.
+
+    Args:
+        x, params, spec, latent, volume, backend: as in :func:`field`; ndim is 2 or 3.
+
+    Returns:
+        y (N, spec.out) and J (N, spec.out, ndim) with ``J[n, i, k] = dy_i / dx_k``. Both differentiable once in x,
+        every parameter and both latents; exact wherever the field has the derivative (at a ReLU's kink and a grid's
+        planes, one side's).
+
+    Memory: as :func:`field`, times ndim + 1.
+
+    Raises:
+        ValueError: a shape or dtype does not fit the spec.
+    """
+    tensors = _tensors("field_jet", x, params, spec, latent, volume)
+    if spec.ndim not in (2, 3):
+        raise ValueError(f"field_jet: ndim must be 2 or 3, got {spec.ndim}")
+    chosen = registry.choose("field_jet", x.device, backend)
+    if chosen == "reference":
+        return reference.field_jet(x, tensors, spec)
+    ints, floats = flatten(spec)
+    return _jet_forward(x, tensors, ints, floats, chosen)
+
+
+def _tensors(
+    op: str, x: Tensor, params: list[Tensor], spec: FieldSpec, latent: Tensor | None, volume: Tensor | None
+) -> list[Tensor]:
+    """All tensors in the order of the registered ops: encoding, latent (rows, width), volume, layers. Checks them."""
+    if x.ndim != 2 or x.shape[1] != spec.ndim:
+        raise ValueError(f"{op}: x must be (N, {spec.ndim}) for this spec, got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"{op}: x must be floating point, got {x.dtype}")
     shapes = spec.parameter_shapes()
     if [tuple(p.shape) for p in params] != shapes:
         raise ValueError(
-            f"field: params must have the shapes {shapes}, got {[tuple(p.shape) for p in params]}"
+            f"{op}: params must have the shapes {shapes}, got {[tuple(p.shape) for p in params]}"
         )
-    for index, parameter in enumerate(params):
-        check_same_kind("field", x=x, **{f"params[{index}]": parameter})
-    chosen = registry.choose("field", x.device, backend)
-    if chosen == "reference":
-        return reference.field(x, params, spec)
-    ints, floats = flatten(spec)
-    return _forward(x, list(params), ints, floats, chosen)
+    tensors = list(params)
+    first_layer = 0 if spec.encoding is None else 1
+    for name, given, channels in (
+        ("latent", latent, spec.latent),
+        ("volume", volume, spec.latent_volume),
+    ):
+        if (given is None) != (channels == 0):
+            raise ValueError(
+                f"{op}: the spec has {channels} {name} channels and {'no' if given is None else 'a'} {name} was given"
+            )
+    if latent is not None:
+        if latent.shape not in ((spec.latent,), (x.shape[0], spec.latent)):
+            raise ValueError(
+                f"{op}: latent must be ({spec.latent},) or ({x.shape[0]}, {spec.latent}), got {tuple(latent.shape)}"
+            )
+        tensors.insert(first_layer, latent[None] if latent.ndim == 1 else latent)
+    if volume is not None:
+        if volume.ndim != 1 + spec.ndim or volume.shape[0] != spec.latent_volume or 0 in volume.shape:
+            raise ValueError(
+                f"{op}: volume must be ({spec.latent_volume}, {', '.join(['size'] * spec.ndim)}), "
+                f"got {tuple(volume.shape)}"
+            )
+        tensors.insert(first_layer + (latent is not None), volume)
+    check_same_kind(op, x=x, **{f"tensor {index}": tensor for index, tensor in enumerate(tensors)})
+    return tensors

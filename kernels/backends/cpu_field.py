@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from neuralreg.kernels.spec import Fourier, HashGrid, unflatten
+
 from . import native, registry
 from .cpu import address, function, threads, wanted
 
@@ -89,11 +91,29 @@ def fourier_encode_backward(
     )
 
 
-def _shape(ndim: int, ints: list[int], floats: list[float]) -> object:
-    kind, features, table_size, frequencies, activation, levels, *rest = ints
-    scale, *omegas = floats
+def _shape(ints: list[int], floats: list[float]) -> object:
+    spec = unflatten(ints, floats)
+    if spec.latent or spec.latent_volume or spec.gated or spec.skip != "none" or spec.flow:
+        raise registry.BackendError("the cpu backend has no latents, gates, skips or flows yet")
+    if spec.output != "displacement" or spec.activation not in ("relu", "sine"):
+        raise registry.BackendError("the cpu backend has relu, sine and displacements only yet")
+    encoding = spec.encoding
+    kind, grid, fourier = 0, HashGrid(), Fourier()
+    if isinstance(encoding, HashGrid):
+        kind, grid = 2, encoding
+    elif isinstance(encoding, Fourier):
+        kind, fourier = 1, encoding
     return native.load_cpu().FieldShape(
-        ndim, kind, rest[:levels], features, table_size, frequencies, scale, rest[levels:], activation, omegas
+        spec.ndim,
+        kind,
+        list(grid.resolutions),
+        grid.features,
+        1 << grid.log2_table_size,
+        fourier.frequencies,
+        fourier.scale,
+        list(spec.widths),
+        int(spec.activation == "sine"),
+        list(spec.omega),
     )
 
 
@@ -101,7 +121,7 @@ def field_forward(x: Tensor, params: list[Tensor], ints: list[int], floats: list
     x = x.contiguous()
     params = [p.contiguous() for p in params]
     y = x.new_empty(x.shape[0], params[-1].shape[0])
-    shape = _shape(x.shape[1], ints, floats)
+    shape = _shape(ints, floats)
     function("field_forward", x.dtype)(
         shape, x.shape[0], address(x), [address(p) for p in params], address(y), threads()
     )
@@ -114,7 +134,7 @@ def field_backward(
     grad, x = grad.contiguous(), x.contiguous()
     params = [p.contiguous() for p in params]
     grads = [wanted(t, w) for t, w in zip([x, *params], want, strict=True)]
-    shape = _shape(x.shape[1], ints, floats)
+    shape = _shape(ints, floats)
     function("field_backward", x.dtype)(
         shape,
         x.shape[0],

@@ -248,7 +248,7 @@ def test_no_points(on: On) -> None:
     spec, empty = SPECS["both"], torch.zeros(0, 3)
     table = table_for(spec, 3).float()
     value, grad_x, grad_table = with_gradients(on, hash_encode, empty, table, spec)
-    assert value.shape == (0, spec.width)
+    assert value.shape == (0, spec.width(2))
     assert grad_x.shape == (0, 3)
     assert torch.count_nonzero(grad_table) == 0
     value, grad_x, grad_matrix = with_gradients(on, fourier_encode, empty, torch.randn(3, 5))

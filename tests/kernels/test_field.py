@@ -222,7 +222,7 @@ def wrong_cases() -> dict[str, tuple[tuple[Any, ...], str]]:
     spec = SPECS["grid relu"]
     x, params = torch.rand(4, 3), parameters(spec, torch.float32)
     return {
-        "points of another dimension": ((x[:, :2], params, spec), "coordinates"),
+        "points of another dimension": ((x[:, :2], params, spec), "x must be"),
         "points on a grid": ((x[None], params, spec), "x"),
         "a parameter is missing": ((x, params[:-1], spec), "params"),
         "shape of a parameter": ((x, [*params[:-1], params[-1][1:]], spec), "params"),
@@ -245,7 +245,7 @@ WRONG_SPECS: list[tuple[Any, dict[str, Any], str]] = [
     (HashGrid, {"base": 16, "finest": 8}, "finest"),
     (HashGrid, {"log2_table_size": 31}, "log2_table_size"),
     (Fourier, {"frequencies": 0}, "frequencies"),
-    (FieldSpec, {"ndim": 4}, "ndim"),
+    (FieldSpec, {"ndim": 4, "encoding": HashGrid()}, "ndim"),
     (FieldSpec, {"activation": "gelu"}, "activation.*gelu"),
     (FieldSpec, {"hidden": ()}, "hidden"),
     (FieldSpec, {"hidden": (300,)}, "hidden"),

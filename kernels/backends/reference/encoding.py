@@ -30,27 +30,48 @@ def hash_encode(x: Tensor, table: Tensor, spec: HashGrid) -> Tensor:
     derivative to x is 0; NaN counts as -1.
     """
     ndim = x.shape[1]
-    unit = (torch.where(x.isnan(), -1.0, x).clamp(-1, 1) + 1) / 2
-    corners = torch.tensor(list(itertools.product((0, 1), repeat=ndim)), device=x.device)
     encoded = []
     offset = 0
     for resolution, entries in zip(spec.resolutions, spec.entries(ndim), strict=True):
-        p = unit * (resolution - 1)
-        cell = p.detach().floor().clamp(max=resolution - 2)
-        upper = (p - cell)[:, None]
-        weights = functools.reduce(torch.mul, torch.where(corners == 1, upper, 1 - upper).unbind(-1))
-        vertices = cell.long()[:, None] + corners
-        index = _dense(vertices, resolution) if resolution**ndim == entries else _hashed(vertices, entries)
+        vertices, weights = _corners(x, (resolution,) * ndim, spec.interpolation)
+        dense = resolution**ndim == entries
+        index = _dense(vertices, (resolution,) * ndim) if dense else _hashed(vertices, entries)
         values = table.index_select(0, (offset + index).flatten()).unflatten(0, index.shape)
         encoded.append((weights[..., None] * values).sum(1))
         offset += entries
     return torch.cat(encoded, dim=1)
 
 
-def _dense(vertices: Tensor, resolution: int) -> Tensor:
+def volume_encode(x: Tensor, volume: Tensor) -> Tensor:
+    """The volume (C, *size) read at x (N, ndim) in [-1, 1], vertices at both ends of an axis: (N, C).
+
+    Linear; outside, the border's value with no derivative to x, as in ``hash_encode``.
+    """
+    size = tuple(volume.shape[1:])
+    vertices, weights = _corners(x, size, "linear")
+    index = _dense(vertices, size)
+    values = volume.flatten(1).index_select(1, index.flatten()).unflatten(1, index.shape)
+    return (weights * values).sum(2).T
+
+
+def _corners(x: Tensor, size: tuple[int, ...], interpolation: str) -> tuple[Tensor, Tensor]:
+    """The corners of the cells that hold the points, (N, 2^ndim, ndim), and their weights (N, 2^ndim)."""
+    last = torch.tensor(size, device=x.device) - 1
+    unit = (torch.where(x.isnan(), -1.0, x).clamp(-1, 1) + 1) / 2
+    p = unit * last
+    cell = torch.minimum(p.detach().floor().long(), (last - 1).clamp(min=0))
+    upper = (p - cell)[:, None]
+    if interpolation == "smoothstep":
+        upper = upper * upper * (3 - 2 * upper)
+    corners = torch.tensor(list(itertools.product((0, 1), repeat=len(size))), device=x.device)
+    weights = functools.reduce(torch.mul, torch.where(corners == 1, upper, 1 - upper).unbind(-1))
+    return torch.minimum(cell[:, None] + corners, last), weights
+
+
+def _dense(vertices: Tensor, size: tuple[int, ...]) -> Tensor:
     index = vertices[..., 0]
-    for component in vertices.unbind(-1)[1:]:
-        index = index * resolution + component
+    for component, count in zip(vertices.unbind(-1)[1:], size[1:], strict=True):
+        index = index * count + component
     return index
 
 

@@ -2,32 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neuralreg.kernels.backends.reference.encoding import fourier_encode, hash_encode
-from neuralreg.kernels.spec import FieldSpec, Fourier, HashGrid
+from neuralreg.kernels.backends.reference.encoding import fourier_encode, hash_encode, volume_encode
+from neuralreg.kernels.spec import FieldSpec, Flow, Fourier, HashGrid
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    # torch's usual threshold of 20 cuts the function where float64 still sees it
+    "softplus": lambda z: F.softplus(z, threshold=50),
+    "silu": F.silu,
+}
 
 
-def field(x: Tensor, params: Sequence[Tensor], spec: FieldSpec) -> Tensor:
-    """A small network on encoded coordinates: x (N, ndim) gives (N, out).
+def field(x: Tensor, tensors: Sequence[Tensor], spec: FieldSpec) -> Tensor:
+    """The field of :class:`FieldSpec` at x (N, ndim): (N, out).
 
-    ``params`` is the encoding's table or matrix B, if it has one, then weight (out, in) and bias (out) layer
-    by layer. Hidden layers compute relu(W v + b), or sin(omega (W v + b)) (Sitzmann et al. 2020); the last
-    layer is linear.
+    ``tensors``: the encoding's table or matrix, the latent (N, latent) or (1, latent) and the latent volume
+    (channels, *size), each where the spec has one, then weight (out, in) and bias (out) layer by layer, of the main
+    stack and of the modulator.
     """
-    rest = list(params)
+    if spec.flow is None:
+        return _value(x, tensors, spec)
+    return integrate(lambda p: _value(p, tensors, spec), x, spec.flow) - x
+
+
+def field_jet(x: Tensor, tensors: Sequence[Tensor], spec: FieldSpec) -> tuple[Tensor, Tensor]:
+    """``field`` and its Jacobian (N, out, ndim) by automatic differentiation, itself differentiable."""
+    nested = torch.is_grad_enabled()
+    with torch.enable_grad():
+        point = x if x.requires_grad else x.detach().requires_grad_()
+        y = field(point, tensors, spec)
+        rows = [
+            torch.autograd.grad(y[:, i].sum(), point, create_graph=nested, retain_graph=True)[0]
+            for i in range(spec.out)
+        ]
+    jacobian = torch.stack(rows, 1)
+    return (y, jacobian) if nested else (y.detach(), jacobian.detach())
+
+
+def integrate(velocity: Callable[[Tensor], Tensor], x: Tensor, flow: Flow) -> Tensor:
+    """Where the stationary velocity carries x in ``flow.time``: explicit Euler, or the classical Runge-Kutta."""
+    h = flow.time / flow.steps
+    for _ in range(flow.steps):
+        k1 = velocity(x)
+        if flow.scheme == "euler":
+            x = x + h * k1
+            continue
+        k2 = velocity(x + h / 2 * k1)
+        k3 = velocity(x + h / 2 * k2)
+        k4 = velocity(x + h * k3)
+        x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    return x
+
+
+def _value(x: Tensor, tensors: Sequence[Tensor], spec: FieldSpec) -> Tensor:
+    rest = list(tensors)
     if isinstance(spec.encoding, HashGrid):
-        v = hash_encode(x, rest.pop(0), spec.encoding)
+        encoded = hash_encode(x, rest.pop(0), spec.encoding)
     elif isinstance(spec.encoding, Fourier):
-        v = fourier_encode(x, rest.pop(0), spec.encoding.scale)
+        encoded = fourier_encode(x, rest.pop(0), spec.encoding.scale)
+        encoded = torch.cat([x, encoded], 1) if spec.encoding.raw else encoded
     else:
-        v = x
-    weights, biases = rest[0::2], rest[1::2]
-    for layer, (weight, bias) in enumerate(zip(weights[:-1], biases[:-1], strict=True)):
+        encoded = x
+    parts = [encoded]
+    if spec.latent:
+        parts.append(rest.pop(0).expand(len(x), -1))
+    if spec.latent_volume:
+        parts.append(volume_encode(x, rest.pop(0)))
+    inputs = torch.cat(parts, 1)
+    count = 2 * len(spec.hidden) + 2
+    main, modulator = rest[:count], rest[count:]
+    if spec.gated:
+        gates = _hidden(inputs, modulator, spec.gate_omega, "sine", spec.skip)
+        v = _hidden(encoded, main[:-2], spec.omega, "sine", "none", gates)[-1]
+    else:
+        v = _hidden(inputs, main[:-2], spec.omega, spec.activation, spec.skip)[-1]
+    z = F.linear(v, main[-2], main[-1])
+    if spec.output == "position":
+        return z - x
+    return z.tanh() if spec.output == "velocity" else z
+
+
+def _hidden(
+    v: Tensor,
+    layers: Sequence[Tensor],
+    omega: Sequence[float],
+    activation: str,
+    skip: str,
+    gates: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    """The outputs of a stack of hidden layers."""
+    outputs: list[Tensor] = []
+    for index, (weight, bias) in enumerate(zip(layers[0::2], layers[1::2], strict=True)):
         z = F.linear(v, weight, bias)
-        v = z.relu() if spec.activation == "relu" else torch.sin(spec.omega[layer] * z)
-    return F.linear(v, weights[-1], biases[-1])
+        v = torch.sin(omega[index] * z) if activation == "sine" else _ACTIVATIONS[activation](z)
+        if gates is not None:
+            v = gates[index] * v
+        if outputs and skip != "none":
+            v = v + outputs[0 if skip == "first" else -1]
+        outputs.append(v)
+    return outputs
