@@ -231,7 +231,8 @@ def test_no_points(on: On) -> None:
     spec = SPECS["gated"]
     x, params, latents = inputs(spec, 0)
     y, jacobian = on(field_jet, x, params, spec, **latents)
-    assert y.shape == (0, 3) and jacobian.shape == (0, 3, 3)
+    assert y.shape == (0, 3)
+    assert jacobian.shape == (0, 3, 3)
 
 
 @pytest.mark.parametrize(
