@@ -17,6 +17,8 @@ from .backends.registry import BackendError, backends, use_backend
 from .encoding import fourier_encode, hash_encode
 from .field import field, field_jet
 from .flow import compose, invert
+from .field import field
+from .flow import Convergence, compose, integrate, invert
 from .jacobian import jacobian_determinant, jacobian_loss, jacobian_penalty, log_jacobian
 from .lncc import lncc
 from .refine import RefineState, refine, refine_state, refine_step
@@ -27,6 +29,7 @@ from .ssim import ssim
 
 __all__ = [
     "BackendError",
+    "Convergence",
     "FieldSpec",
     "Flow",
     "Fourier",
@@ -41,6 +44,7 @@ __all__ = [
     "fourier_encode",
     "grid_sample",
     "hash_encode",
+    "integrate",
     "invert",
     "jacobian_determinant",
     "jacobian_loss",

@@ -16,8 +16,8 @@ constexpr int64_t kRowsPerSum = 256;  // rows that share one partial sum, whatev
 // Channels are alike, so batch and channel are one axis; 2-D is 3-D with one plane.
 struct Grid {
     int64_t fields, planes, rows, width;
-    // Of a squared difference in the loss: along z, y, x, and mixed yz, xz, xy, which count twice; 0 where
-    // there are none.
+    // Of a squared difference in the loss, 0 where there are none: along axis k, and along the two axes other
+    // than k, which counts twice.
     double pure[3], mixed[3];
 
     explicit Grid(const LatticeShape& s) {
@@ -74,9 +74,9 @@ double row_energy(const Grid& grid, const T* here, int64_t plane, int64_t row) {
     if (inside_z)
         energy += sum(0, width, grid.pure[0],
                       [=](int64_t i) { return second(here[i - slice], here[i], below[i]); });
-    if (next_y) energy += mixed(width - 1, grid.mixed[2], here, down, 1);
+    if (next_y) energy += mixed(width - 1, grid.mixed[0], here, down, 1);
     if (next_z) energy += mixed(width - 1, grid.mixed[1], here, below, 1);
-    if (next_y && next_z) energy += mixed(width, grid.mixed[0], here, below, width);
+    if (next_y && next_z) energy += mixed(width, grid.mixed[2], here, below, width);
     return energy;
 }
 
@@ -152,7 +152,7 @@ void bending_loss_backward(const LatticeShape& shape, double scale, const T* u, 
             const auto at = [&](int64_t i, const Place<T>& x) __attribute__((always_inline)) {
                 const T* c = here + i;
                 to[i] = pure[0] * z.pure(c) + pure[1] * y.pure(c) + pure[2] * x.pure(c) +
-                        cross[0] * mixed(z, y, c) + cross[1] * mixed(z, x, c) + cross[2] * mixed(y, x, c);
+                        cross[2] * mixed(z, y, c) + cross[1] * mixed(z, x, c) + cross[0] * mixed(y, x, c);
             };
             const int64_t left = std::min<int64_t>(2, width), right = std::max(left, width - 2);
             for (int64_t i = 0; i < left; ++i) at(i, Place<T>(i, width, 1));
