@@ -23,7 +23,7 @@ class RefineState:
         fixed, moving: the images.
         mean, square, largest: Adam's first and second moment and, with amsgrad, the latter's maximum so far;
             like the displacement (largest is empty without amsgrad).
-        step: number of steps made, int64 (1,), on the CPU.
+        step: number of steps made, int64 (1,).
         work: (2, 1, C, *spatial), the warped image of an item and the energy's gradient by it.
         window, regularisation, betas, eps, amsgrad: as in :func:`refine`; they stay.
         lr: may be changed between steps.
@@ -147,7 +147,7 @@ def refine_state(
         mean=torch.zeros_like(u),
         square=torch.zeros_like(u),
         largest=torch.zeros_like(u) if amsgrad else u.new_empty(0),
-        step=torch.zeros(1, dtype=torch.int64),
+        step=torch.zeros(1, dtype=torch.int64, device=u.device),
         work=u.new_empty([2, 1, *fixed.shape[1:]]),
         window=windows,
         regularisation=float(regularisation),
