@@ -131,6 +131,8 @@ def refine_state(
             f"refine: fixed and displacement must share their grid, got {tuple(fixed.shape[2:])} "
             f"and {tuple(displacement.shape[2:])}"
         )
+    if moving.shape[2:].numel() >= 2**31:
+        raise ValueError(f"refine: moving has 2^31 or more voxels a channel: {tuple(moving.shape)}")
     if moving.numel() == 0 and displacement.numel() > 0:
         raise ValueError(f"refine: moving is empty: {tuple(moving.shape)}")
     windows = check_windows("refine", fixed, fixed, window, "same", "mean")
@@ -206,7 +208,7 @@ def refine(
         displacement: u (B, ndim, H, W) or (B, ndim, D, H, W) in voxels of ``fixed``, float32 or float64; not
             changed.
         fixed: (B, C, *spatial), same dtype and grid.
-        moving: (B, C, *any), same dtype.
+        moving: (B, C, *any), same dtype; fewer than 2^31 voxels a channel.
         steps: number of steps, at least 0.
         lr: learning rate: about the voxels that a step can move.
         window: of the similarity, voxels along every axis, or one number an axis.

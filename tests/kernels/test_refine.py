@@ -195,3 +195,9 @@ def test_wrong_arguments(on: On, case: str) -> None:
     arguments, options, message = wrong_cases()[case]
     with pytest.raises(ValueError, match=f"(?s)^(?!.*\n).*({message})"):
         on(refine, *arguments, **options)
+
+
+def test_an_image_that_is_too_large_is_told() -> None:
+    u, fixed = torch.zeros(1, 2, 3, 3), torch.zeros(1, 1, 3, 3)
+    with pytest.raises(ValueError, match="2\\^31"):
+        refine(u, fixed, torch.zeros(1).expand(1, 1, 2**16, 2**15))
