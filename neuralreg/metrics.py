@@ -145,9 +145,10 @@ def non_diffeomorphic_volume(displacement: Tensor, mask: Tensor | None = None) -
     return total
 
 
-def _corner(x: Tensor, which: Sequence[int]) -> Tensor:
-    """The values of x (c, *sp) at one corner of every cell."""
-    index = (slice(None), *(slice(1, None) if side else slice(None, -1) for side in which))
+def _corner(x: Tensor, which: Sequence[int | None]) -> Tensor:
+    """The values of x (c, *sp) at one corner of every cell; along an axis of None they are there once a cell."""
+    slices = {0: slice(None, -1), 1: slice(1, None), None: slice(None)}
+    index = (slice(None), *(slices[side] for side in which))
     return x[index]
 
 
@@ -155,20 +156,26 @@ def _simplices(u: Tensor) -> Iterator[Tensor]:
     """ndim! times the signed volumes of every cell's mapped simplices, simplex by simplex, each over all cells."""
     ndim = len(u)
     identity = torch.eye(ndim, dtype=u.dtype, device=u.device).view(ndim, ndim, *[1] * ndim)
-    for at in itertools.product((0, 1), repeat=ndim):
-        sides = [[(*at[:k], side, *at[k + 1 :]) for side in (0, 1)] for k in range(ndim)]
-        yield _determinant(
-            [_corner(u, high) - _corner(u, low) + identity[k] for k, (low, high) in enumerate(sides)]
-        )
+    edges = [u.diff(dim=k + 1) + identity[k] for k in range(ndim)]
+
+    def edge(k: int, *corner: int) -> Tensor:
+        """The mapped edge along axis k that begins or ends at a corner."""
+        return _corner(edges[k], (*corner[:k], None, *corner[k + 1 :]))
+
+    for corner in itertools.product((0, 1), repeat=ndim):
+        yield _determinant([edge(k, *corner) for k in range(ndim)])
     if ndim == 3:
-        for side in (0, 1):
-            apex = _corner(u, (side,) * 3)
-            ends = [tuple(side if axis == k else 1 - side for axis in range(3)) for k in range(3)]
-            # From (0, 0, 0) to (0, 1, 1), (1, 0, 1), (1, 1, 0); from (1, 1, 1) the same way back, which changes
-            # the sign of each edge and so that of the determinant.
-            turn = 1 - 2 * side
-            edges = [turn * (_corner(u, end) - apex) + (1 - identity[k]) for k, end in enumerate(ends)]
-            yield _determinant(edges)
+        # Between the corners: from one tip over two edges to each of the others. From (1, 1, 1) all go backwards,
+        # which changes the sign of the determinant twice over: the map's, and the still tetrahedron's.
+        for a in (0, 1):
+            b = 1 - a
+            yield _determinant(
+                [
+                    edge(1, a, a, a) + edge(2, a, b, a),
+                    edge(0, a, a, a) + edge(2, b, a, a),
+                    edge(0, a, a, a) + edge(1, b, a, a),
+                ]
+            )
 
 
 def _determinant(columns: list[Tensor]) -> Tensor:
@@ -177,7 +184,11 @@ def _determinant(columns: list[Tensor]) -> Tensor:
         (a, b), (c, d) = columns
         return a * d - b * c
     a, b, c = columns
-    return (a * torch.linalg.cross(b, c, dim=0)).sum(0)
+    return (
+        a[0] * (b[1] * c[2] - b[2] * c[1])
+        - a[1] * (b[0] * c[2] - b[2] * c[0])
+        + a[2] * (b[0] * c[1] - b[1] * c[0])
+    )
 
 
 def tre(points_a: Any, points_b: Any) -> dict[str, Any]:
