@@ -16,11 +16,10 @@ from .backends import (  # noqa: F401 (register the backends' kernels)
 from .backends.registry import BackendError, backends, use_backend
 from .encoding import fourier_encode, hash_encode
 from .field import field, field_jet
-from .flow import compose, invert
-from .field import field
 from .flow import Convergence, compose, integrate, invert
 from .jacobian import jacobian_determinant, jacobian_loss, jacobian_penalty, log_jacobian
 from .lncc import lncc
+from .optim import TableAdam, table_adam
 from .refine import RefineState, refine, refine_state, refine_step
 from .sampling import grid_sample, warp
 from .smoothness import bending_loss, diffusion_loss
@@ -35,6 +34,7 @@ __all__ = [
     "Fourier",
     "HashGrid",
     "RefineState",
+    "TableAdam",
     "backends",
     "bending_loss",
     "compose",
@@ -56,6 +56,7 @@ __all__ = [
     "refine_state",
     "refine_step",
     "ssim",
+    "table_adam",
     "use_backend",
     "warp",
 ]

@@ -242,7 +242,28 @@ def cases() -> dict[str, Case]:
         "field": Case(
             (points, *parameters), lambda t, b: kernels.field(t[0], list(t[1:]), spec, backend=b), 1e-5, 1e-4
         ),
+        "field_jet": Case(
+            (points, *parameters),
+            lambda t, b: torch.cat(
+                [v.flatten() for v in kernels.field_jet(t[0], list(t[1:]), spec, backend=b)]
+            ),
+            1e-5,
+            1e-3,
+        ),
+        "table_adam": Case(
+            (parameters[0], normal(*parameters[0].shape).relu(), *torch.zeros(2, *parameters[0].shape)),
+            _adam_step,
+            1e-5,
+            0.0,
+        ),
     }
+
+
+def _adam_step(tensors: tuple[Tensor, ...], backend: str | None) -> Tensor:
+    table, *rest = [t.detach().clone() for t in tensors]
+    steps = torch.zeros(len(table), dtype=torch.int32, device=table.device)
+    kernels.table_adam(table, *rest, steps, lr=0.1, backend=backend)
+    return table
 
 
 def _run(

@@ -203,7 +203,7 @@ class GatedSiren(Field):
 
 
 class VelocityField(Field):
-    """The flow of a stationary velocity: ``forward`` gives the displacement of the flow's end, ``jet`` its Jacobian too.
+    """The flow of a stationary velocity: ``forward`` gives the displacement of the flow's end.
 
     Takes over the parameters of ``field`` (a :class:`HashMLP` with its defaults where none is given). ``bounded``
     passes the velocity through tanh, as NIR does: with its time of 0.2 no point moves by more than 0.2 an axis.

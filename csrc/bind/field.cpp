@@ -82,6 +82,12 @@ void bind_field(py::module_& m, const std::string& suffix) {
             field_backward<T>(shape, n, pointer<T>(x), pointers<const T>(tensors), pointer<T>(grad_y),
                               pointer<T>(grad_jacobian), pointers<T>(grads), threads);
         });
+    def("table_adam",
+        [](int64_t rows, int64_t features, double lr, double beta1, double beta2, double eps, Address table,
+           Address grad, Address mean, Address square, Address steps, int threads) {
+            table_adam<T>(rows, features, lr, beta1, beta2, eps, pointer<T>(table), pointer<T>(grad),
+                          pointer<T>(mean), pointer<T>(square), pointer<int32_t>(steps), threads);
+        });
 }
 
 template void bind_field<float>(py::module_&, const std::string&);

@@ -76,6 +76,13 @@ template <class T>
 void field_backward(const FieldShape& shape, int64_t n, const T* x, const std::vector<const T*>& tensors,
                     const T* grad_y, const T* grad_jacobian, const std::vector<T*>& grads, int threads);
 
+// --- table_adam.cpp
+
+// Rows without a gradient stay; steps counts those with one. grad is cleared.
+template <class T>
+void table_adam(int64_t rows, int64_t features, double lr, double beta1, double beta2, double eps, T* table,
+                T* grad, T* mean, T* square, int32_t* steps, int threads);
+
 // --- sampling.cpp
 // ----------------------------------------------------------------------------------------------
 

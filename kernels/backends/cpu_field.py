@@ -192,6 +192,23 @@ def field_jet_backward(
     return _Call(x, tensors, ints, floats).backward(grad, grad_jacobian, want)
 
 
+def table_adam(
+    table: Tensor,
+    grad: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    steps: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    tensors = (table, grad, mean, square, steps)
+    function("table_adam", table.dtype)(
+        *table.shape, lr, beta1, beta2, eps, *(address(t) for t in tensors), threads()
+    )
+
+
 for _op in (
     hash_encode_forward,
     hash_encode_backward,
@@ -201,6 +218,7 @@ for _op in (
     field_backward,
     field_jet_forward,
     field_jet_backward,
+    table_adam,
 ):
     registry.register(_op.__name__, "cpu", _op)
 for _public in ("hash_encode", "fourier_encode", "field", "field_jet"):

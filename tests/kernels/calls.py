@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from neuralreg import kernels
-from neuralreg.kernels.spec import FieldSpec, Fourier, HashGrid
+from neuralreg.kernels.spec import FieldSpec, Flow, Fourier, HashGrid
 
 from .common import leaf
 
@@ -17,6 +17,17 @@ GRID = HashGrid(levels=4, features=2, base=3, finest=20, log2_table_size=8)
 SPECS = {
     "grid": FieldSpec(encoding=GRID, hidden=(16, 16)),
     "fourier": FieldSpec(encoding=Fourier(frequencies=6), hidden=(8, 8), activation="sine", omega=(3.0, 1.0)),
+    "gated": FieldSpec(
+        encoding=Fourier(frequencies=6),
+        hidden=(8, 8),
+        activation="sine",
+        omega=(1.0, 2.0),
+        latent=3,
+        latent_volume=2,
+        skip="first",
+        gate_omega=(2.0, 1.0),
+    ),
+    "flow": FieldSpec(hidden=(8,), activation="softplus", output="velocity", flow=Flow(0.3, 2)),
     "siren": FieldSpec(ndim=2, hidden=(16,), activation="sine", omega=(8.0,), out=2),
 }
 
@@ -95,7 +106,29 @@ def calls(dtype: torch.dtype) -> dict[str, Call]:
         "field": (kernels.field, [x3, parameters(SPECS["grid"]), SPECS["grid"]], {}),
         "field fourier": (kernels.field, [x3, parameters(SPECS["fourier"]), SPECS["fourier"]], {}),
         "field siren": (kernels.field, [x2, parameters(SPECS["siren"]), SPECS["siren"]], {}),
+        "field gated": (
+            kernels.field,
+            [x3, parameters(SPECS["gated"]), SPECS["gated"]],
+            {"latent": leaf(randn(50, 3)), "volume": leaf(randn(2, 3, 4, 2))},
+        ),
+        "table_adam": (
+            one_adam_step,
+            [table.detach(), randn(*table.shape).relu(), *randn(2, *table.shape).abs()],
+            {},
+        ),
+        "field_jet": (kernels.field_jet, [x3, parameters(SPECS["grid"]), SPECS["grid"]], {}),
+        "field_jet flow": (kernels.field_jet, [x3, parameters(SPECS["flow"]), SPECS["flow"]], {}),
     }
+
+
+def one_adam_step(
+    table: Tensor, grad: Tensor, mean: Tensor, square: Tensor, backend: str | None
+) -> tuple[Tensor, ...]:
+    """table_adam on copies: the tables behind the step."""
+    tables = [t.clone() for t in (table, grad, mean, square)]
+    steps = torch.arange(len(table), dtype=torch.int32)
+    kernels.table_adam(*tables, steps, lr=0.1, backend=backend)
+    return (*tables, steps)
 
 
 CASES = list(calls(torch.float32))
@@ -112,9 +145,12 @@ def leaves(arguments: Any) -> list[Tensor]:
 
 def weighted_sum(result: Any) -> Tensor:
     """A scalar whose gradient differs from element to element."""
-    value = result[0] if isinstance(result, tuple) else result
-    weights = torch.linspace(-1, 2, value.numel(), dtype=value.dtype, device=value.device)
-    return (value * weights.view_as(value)).sum()
+    total = torch.zeros(())
+    for value in result if isinstance(result, tuple) else (result,):
+        if value.requires_grad:
+            weights = torch.linspace(-1, 2, value.numel(), dtype=value.dtype, device=value.device)
+            total = total + (value * weights.view_as(value)).sum()
+    return total
 
 
 def results(call: Call, backend: str | None, function: Callable[..., Any] | None = None) -> list[Tensor]:

@@ -33,17 +33,13 @@ def field(x: Tensor, tensors: Sequence[Tensor], spec: FieldSpec) -> Tensor:
 
 
 def field_jet(x: Tensor, tensors: Sequence[Tensor], spec: FieldSpec) -> tuple[Tensor, Tensor]:
-    """``field`` and its Jacobian (N, out, ndim) by automatic differentiation, itself differentiable."""
-    nested = torch.is_grad_enabled()
-    with torch.enable_grad():
-        point = x if x.requires_grad else x.detach().requires_grad_()
-        y = field(point, tensors, spec)
-        rows = [
-            torch.autograd.grad(y[:, i].sum(), point, create_graph=nested, retain_graph=True)[0]
-            for i in range(spec.out)
-        ]
-    jacobian = torch.stack(rows, 1)
-    return (y, jacobian) if nested else (y.detach(), jacobian.detach())
+    """``field`` and its Jacobian (N, out, ndim), one forward-mode derivative an axis; itself differentiable."""
+    columns = []
+    for axis in torch.eye(spec.ndim, dtype=x.dtype, device=x.device):
+        # points do not depend on each other: one direction for all of them gives a column of every Jacobian
+        y, column = torch.func.jvp(lambda p: field(p, tensors, spec), (x,), (axis.expand_as(x),))
+        columns.append(column)
+    return y, torch.stack(columns, 2)
 
 
 def integrate(velocity: Callable[[Tensor], Tensor], x: Tensor, flow: Flow) -> Tensor:
