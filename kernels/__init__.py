@@ -9,6 +9,7 @@ from .backends import (  # noqa: F401 (register the backends' kernels)
     cpu_image,
     cpu_lattice,
     cpu_refine,
+    cpu_sampling,
     cpu_ssim,
     cuda,
     triton_ops,
@@ -21,7 +22,7 @@ from .jacobian import jacobian_determinant, jacobian_loss, jacobian_penalty, log
 from .lncc import lncc
 from .optim import TableAdam, table_adam
 from .refine import RefineState, refine, refine_state, refine_step
-from .sampling import grid_sample, warp
+from .sampling import grid_sample, warp, warp_with_gradient
 from .smoothness import bending_loss, diffusion_loss
 from .spec import FieldSpec, Flow, Fourier, HashGrid, octaves
 from .ssim import ssim
@@ -59,4 +60,5 @@ __all__ = [
     "table_adam",
     "use_backend",
     "warp",
+    "warp_with_gradient",
 ]

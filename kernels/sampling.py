@@ -2,80 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from . import sampling_ops as ops
 from .backends import registry
 from .backends.reference import sampling as reference
 
-MODES = ("bilinear", "nearest")
 PADDING_MODES = ("zeros", "border", "reflection")
+LABEL_TYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
-
-@torch.library.custom_op("neuralreg::grid_sample_forward", mutates_args=())
-def _grid_forward(
-    input: Tensor, grid: Tensor, mode: str, padding_mode: str, align_corners: bool, backend: str
-) -> Tensor:
-    run = registry.implementation("grid_sample_forward", backend)
-    return run(input, grid, mode, padding_mode, align_corners)
-
-
-@_grid_forward.register_fake
-def _(input: Tensor, grid: Tensor, mode: str, padding_mode: str, align_corners: bool, backend: str) -> Tensor:
-    return input.new_empty(*input.shape[:2], *grid.shape[1:-1])
-
-
-@torch.library.custom_op("neuralreg::grid_sample_backward", mutates_args=())
-def _grid_backward(
-    grad: Tensor,
-    input: Tensor,
-    grid: Tensor,
-    mode: str,
-    padding_mode: str,
-    align_corners: bool,
-    want_input: bool,
-    want_grid: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    run = registry.implementation("grid_sample_backward", backend)
-    return run(grad, input, grid, mode, padding_mode, align_corners, want_input, want_grid)
-
-
-@_grid_backward.register_fake
-def _(
-    grad: Tensor,
-    input: Tensor,
-    grid: Tensor,
-    mode: str,
-    padding_mode: str,
-    align_corners: bool,
-    want_input: bool,
-    want_grid: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return input.new_empty(input.shape if want_input else (0,)), grid.new_empty(
-        grid.shape if want_grid else (0,)
-    )
-
-
-def _grid_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, grid, *ctx.options = inputs
-    ctx.save_for_backward(input, grid)
-
-
-def _grid_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    input, grid = ctx.saved_tensors
-    mode, padding_mode, align_corners, backend = ctx.options
-    want_input, want_grid = ctx.needs_input_grad[:2]
-    grad_input, grad_grid = _grid_backward(
-        grad, input, grid, mode, padding_mode, align_corners, want_input, want_grid, backend
-    )
-    return grad_input if want_input else None, grad_grid if want_grid else None, None, None, None, None
-
-
-_grid_forward.register_autograd(_grid_grad, setup_context=_grid_setup)
+# Whether the forward pass saves the derivative with respect to the coordinates where nothing else wants a
+# gradient, so that the backward pass is a product. bench/kernels/sampling.py measures both.
+SAVES = {"grid_sample": True, "warp": False}
 
 
 def grid_sample(
@@ -87,7 +26,7 @@ def grid_sample(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """The numbers of ``torch.nn.functional.grid_sample``, gradients included.
+    """The numbers of ``torch.nn.functional.grid_sample``, gradients included, and second derivatives.
 
     Args:
         input: (B, C, H, W) or (B, C, D, H, W), floating point; fewer than 2^31 voxels a channel.
@@ -102,16 +41,20 @@ def grid_sample(
         backend: "cpu", "reference", ...; None chooses.
 
     Returns:
-        (B, C, *out) in the dtype of ``input``. Differentiable once in input and grid; half types are computed
-        in float32. Results do not depend on the number of threads, the gradient of the input included.
+        (B, C, *out) in the dtype of ``input``. Differentiable twice in input and grid, without limit with
+        backend="reference". Half types are computed in float32 and rounded once; a half image is read as it
+        is. Results do not depend on the number of threads, the gradient of the input included.
 
-    Memory beyond inputs and outputs: a few kilobytes a thread; for the gradient of the input one private
-    buffer a thread, as large as the slices along the first axis that a sixteenth of the points reaches.
+    Memory beyond inputs and outputs: copies of inputs that are not contiguous; results and gradients of half
+    inputs once in float32; a few kilobytes a thread. Where only the grid wants a gradient and C is 1, the forward
+    pass keeps the derivative for the backward pass: as much as the grid. For the gradient of the input one
+    private buffer a thread, as large as the slices along the first axis that a sixteenth of the points reaches.
 
     Raises:
         ValueError: a shape, dtype or option does not fit.
+        NotImplementedError: a third derivative on a native backend.
     """
-    _check_options("grid_sample", mode, padding_mode)
+    _check_options("grid_sample", mode, ("bilinear", "nearest"), padding_mode)
     _check_image("grid_sample", "input", input)
     ndim = input.ndim - 2
     if grid.ndim != input.ndim or grid.shape[-1] != ndim or grid.shape[0] != input.shape[0]:
@@ -123,77 +66,8 @@ def grid_sample(
     chosen = registry.choose("grid_sample", input.device, backend)
     if chosen == "reference":
         return reference.grid_sample(input, grid, mode, padding_mode, align_corners)
-    return _grid_forward(input, grid, mode, padding_mode, align_corners, chosen)
-
-
-@torch.library.custom_op("neuralreg::warp_forward", mutates_args=())
-def _warp_forward(
-    image: Tensor, displacement: Tensor, affine: Tensor | None, mode: str, padding_mode: str, backend: str
-) -> Tensor:
-    return registry.implementation("warp_forward", backend)(image, displacement, affine, mode, padding_mode)
-
-
-@_warp_forward.register_fake
-def _(
-    image: Tensor, displacement: Tensor, affine: Tensor | None, mode: str, padding_mode: str, backend: str
-) -> Tensor:
-    return image.new_empty(*image.shape[:2], *displacement.shape[2:])
-
-
-@torch.library.custom_op("neuralreg::warp_backward", mutates_args=())
-def _warp_backward(
-    grad: Tensor,
-    image: Tensor,
-    displacement: Tensor,
-    affine: Tensor | None,
-    mode: str,
-    padding_mode: str,
-    want_image: bool,
-    want_displacement: bool,
-    want_affine: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    run = registry.implementation("warp_backward", backend)
-    return run(
-        grad, image, displacement, affine, mode, padding_mode, want_image, want_displacement, want_affine
-    )
-
-
-@_warp_backward.register_fake
-def _(
-    grad: Tensor,
-    image: Tensor,
-    displacement: Tensor,
-    affine: Tensor | None,
-    mode: str,
-    padding_mode: str,
-    want_image: bool,
-    want_displacement: bool,
-    want_affine: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    like = displacement if affine is None else affine
-    return (
-        image.new_empty(image.shape if want_image else (0,)),
-        displacement.new_empty(displacement.shape if want_displacement else (0,)),
-        like.new_empty(like.shape if want_affine else (0,)),
-    )
-
-
-def _warp_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    image, displacement, affine, *ctx.options = inputs
-    ctx.save_for_backward(image, displacement, affine)
-
-
-def _warp_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    image, displacement, affine = ctx.saved_tensors
-    mode, padding_mode, backend = ctx.options
-    wants = [bool(want) for want in ctx.needs_input_grad[:3]]
-    grads = _warp_backward(grad, image, displacement, affine, mode, padding_mode, *wants, backend)
-    return (*(g if want else None for g, want in zip(grads, wants, strict=True)), None, None, None)
-
-
-_warp_forward.register_autograd(_warp_grad, setup_context=_warp_setup)
+    save = _saves("grid_sample", input, grid, None, mode)
+    return ops.sample_forward(input, grid, None, True, mode, padding_mode, align_corners, save, chosen)[0]
 
 
 def warp(
@@ -208,65 +82,107 @@ def warp(
     """The image read at A(i + u(i)) for every output voxel i; the identity grid is never built.
 
     Args:
-        image: (B, C, *in), floating point; 2-D or 3-D, fewer than 2^31 voxels a channel.
+        image: (B, C, *in); 2-D or 3-D, fewer than 2^31 voxels a channel. Floating point; for "nearest" and
+            "label" also bool and integers, which are copied and never computed with.
         displacement: u (B, ndim, *out) in voxels of the output, channel k along tensor axis k. ``out`` may
             differ from ``in``.
         affine: A (B, ndim, ndim + 1), output voxel coordinates -> image voxel coordinates; None is the
             identity.
-        mode: "bilinear" (linear in 3-D as well) or "nearest" (halves go to the even voxel; gradient only to
-            the image).
+        mode: "bilinear" (linear in 3-D as well); "nearest" (halves go to the even voxel; gradient only to the
+            image); or "label", an interpolated vote: every corner of the cell votes for its label with its
+            weight, the largest sum wins, the smallest label where several are equal. No gradient for labels.
         padding_mode: what lies outside the centres of the outermost voxels: "zeros" (the image falls to 0
-            within one voxel), "border" (nearest voxel) or "reflection" (mirrored at the centres). Clipped
-            coordinates have gradient zero. NaN reads 0 with "zeros" and the first voxel otherwise.
+            within one voxel; label 0), "border" (nearest voxel) or "reflection" (mirrored at the centres).
+            Clipped coordinates have gradient zero. NaN reads 0 with "zeros" and the first voxel otherwise.
         backend: "cpu", "reference", ...; None chooses.
 
     Returns:
-        (B, C, *out) in the image's dtype. Differentiable once in image, displacement and affine; half types
-        are computed in float32. Results do not depend on the number of threads.
+        (B, C, *out) in the image's dtype. Differentiable twice in image, displacement and affine, without limit
+        with backend="reference". Half types are computed in float32 and rounded once; a half image is read as
+        it is. Results do not depend on the number of threads.
 
     Equal to ``grid_sample(..., align_corners=True)`` of the normalised positions (Jaderberg et al. 2015,
     Spatial transformer networks; the displacement convention is VoxelMorph's).
 
-    Memory beyond inputs and outputs: a few kilobytes a thread; for the gradient of the image one private
-    buffer a thread, as large as the image slices along the first axis that a sixteenth of the output reaches.
+    Memory beyond inputs and outputs: copies of inputs that are not contiguous; results and gradients of half
+    inputs once in float32; a few kilobytes a thread. The backward pass reads the image again and keeps nothing
+    but the inputs. For the gradient of the image one private buffer a thread, as large as the image slices
+    along the first axis that a sixteenth of the output reaches.
 
     Raises:
         ValueError: a shape, dtype or option does not fit.
+        NotImplementedError: a third derivative on a native backend.
     """
-    _check_options("warp", mode, padding_mode)
-    _check_image("warp", "image", image)
-    ndim = image.ndim - 2
-    if displacement.ndim != image.ndim or displacement.shape[:2] != (image.shape[0], ndim):
-        raise ValueError(
-            f"warp: displacement must be ({image.shape[0]}, {ndim}, *out) with {ndim} axes in out for image "
-            f"{tuple(image.shape)}, got {tuple(displacement.shape)}"
-        )
-    _check_floating("warp", "displacement", displacement, image)
-    if affine is not None:
-        if affine.shape != (image.shape[0], ndim, ndim + 1):
-            raise ValueError(
-                f"warp: affine must be {(image.shape[0], ndim, ndim + 1)} for image {tuple(image.shape)}, "
-                f"got {tuple(affine.shape)}"
-            )
-        _check_floating("warp", "affine", affine, image)
+    _check_options("warp", mode, ("bilinear", "nearest", "label"), padding_mode)
+    _check_image("warp", "image", image, labels=mode != "bilinear")
+    _check_map("warp", image, displacement, affine)
     chosen = registry.choose("warp", image.device, backend)
+    if mode == "label" or not image.is_floating_point():
+        image, displacement = image.detach(), displacement.detach()
+        affine = None if affine is None else affine.detach()
+        if chosen == "reference":
+            return reference.warp_labels(image, displacement, affine, mode, padding_mode)
+        return ops.labels_forward(image, displacement, affine, mode, padding_mode, chosen)
     if chosen == "reference":
         return reference.warp(image, displacement, affine, mode, padding_mode)
-    return _warp_forward(image, displacement, affine, mode, padding_mode, chosen)
+    save = _saves("warp", image, displacement, affine, mode)
+    return ops.sample_forward(image, displacement, affine, False, mode, padding_mode, True, save, chosen)[0]
 
 
-def _check_options(op: str, mode: str, padding_mode: str) -> None:
-    if mode not in MODES:
-        raise ValueError(f"{op}: mode must be one of {MODES}, got {mode!r}")
+def warp_with_gradient(
+    image: Tensor,
+    displacement: Tensor,
+    affine: Tensor | None = None,
+    padding_mode: str = "zeros",
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``warp(image, displacement, affine)`` and its derivative with respect to the displacement, in one pass.
+
+    Args:
+        image, displacement, affine, padding_mode, backend: as for :func:`warp` with mode "bilinear".
+
+    Returns:
+        warped (B, C, *out) and gradient (B, C, ndim, *out), both in the image's dtype:
+        gradient[:, :, k] = d warped / d displacement[:, k], per voxel. Both are differentiable once in image,
+        displacement and affine (inside a cell the pure second derivatives are 0), without limit with
+        backend="reference".
+
+    Memory beyond inputs and outputs: as for :func:`warp`.
+
+    Raises:
+        ValueError: a shape, dtype or option does not fit.
+        NotImplementedError: a second derivative on a native backend.
+    """
+    _check_options("warp_with_gradient", "bilinear", ("bilinear",), padding_mode)
+    _check_image("warp_with_gradient", "image", image)
+    _check_map("warp_with_gradient", image, displacement, affine)
+    chosen = registry.choose("warp_with_gradient", image.device, backend)
+    if chosen == "reference":
+        return reference.warp_with_gradient(image, displacement, affine, padding_mode)
+    return ops.jet_forward(image, displacement, affine, padding_mode, chosen)
+
+
+def _saves(op: str, image: Tensor, coordinates: Tensor, affine: Tensor | None, mode: str) -> bool:
+    alone = coordinates.requires_grad and not (
+        image.requires_grad or (affine is not None and affine.requires_grad)
+    )
+    return SAVES[op] and alone and torch.is_grad_enabled() and image.shape[1] == 1 and mode == "bilinear"
+
+
+def _check_options(op: str, mode: str, modes: tuple[str, ...], padding_mode: str) -> None:
+    if mode not in modes:
+        raise ValueError(f"{op}: mode must be one of {modes}, got {mode!r}")
     if padding_mode not in PADDING_MODES:
         raise ValueError(f"{op}: padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")
 
 
-def _check_image(op: str, name: str, image: Tensor) -> None:
+def _check_image(op: str, name: str, image: Tensor, labels: bool = False) -> None:
     if image.ndim not in (4, 5):
         raise ValueError(f"{op}: {name} must be (B, C, H, W) or (B, C, D, H, W), got {tuple(image.shape)}")
-    if not image.is_floating_point():
-        raise ValueError(f"{op}: {name} must be floating point, got {image.dtype}")
+    if not image.is_floating_point() and not (labels and image.dtype in LABEL_TYPES):
+        what = "floating point, bool or an integer up to int64" if labels else "floating point"
+        raise ValueError(f"{op}: {name} must be {what}, got {image.dtype}")
     voxels = 1
     for size in image.shape[2:]:
         voxels *= size
@@ -274,6 +190,23 @@ def _check_image(op: str, name: str, image: Tensor) -> None:
         raise ValueError(f"{op}: {name} has no voxels: {tuple(image.shape)}")
     if voxels >= 2**31:
         raise ValueError(f"{op}: {name} has 2^31 or more voxels a channel: {tuple(image.shape)}; split it")
+
+
+def _check_map(op: str, image: Tensor, displacement: Tensor, affine: Tensor | None) -> None:
+    ndim = image.ndim - 2
+    if displacement.ndim != image.ndim or displacement.shape[:2] != (image.shape[0], ndim):
+        raise ValueError(
+            f"{op}: displacement must be ({image.shape[0]}, {ndim}, *out) with {ndim} axes in out for image "
+            f"{tuple(image.shape)}, got {tuple(displacement.shape)}"
+        )
+    _check_floating(op, "displacement", displacement, image)
+    if affine is not None:
+        if affine.shape != (image.shape[0], ndim, ndim + 1):
+            raise ValueError(
+                f"{op}: affine must be {(image.shape[0], ndim, ndim + 1)} for image {tuple(image.shape)}, "
+                f"got {tuple(affine.shape)}"
+            )
+        _check_floating(op, "affine", affine, image)
 
 
 def _check_floating(op: str, name: str, tensor: Tensor, image: Tensor) -> None:

@@ -206,6 +206,12 @@ def cases() -> dict[str, Case]:
             1e-4,
         ),
         "warp": Case((image, moved, affine), lambda t, b: kernels.warp(*t, backend=b), 1e-5, 1e-4),
+        "warp_with_gradient": Case(
+            (image, moved, affine),
+            lambda t, b: torch.cat([x.flatten() for x in kernels.warp_with_gradient(*t, backend=b)]),
+            1e-5,
+            1e-4,
+        ),
         "lncc": Case((fixed, warped), lambda t, b: kernels.lncc(t[0], t[1], window=5, backend=b), 1e-5, 1e-3),
         "ssim": Case((fixed, warped), lambda t, b: kernels.ssim(t[0], t[1], window=5, backend=b), 1e-5, 1e-3),
         "jacobian_determinant": Case(

@@ -32,6 +32,8 @@ void bind_shapes(py::module_& m);
 template <class T>
 void bind_field(py::module_& m, const std::string& suffix);
 template <class T>
+void bind_sampling(py::module_& m, const std::string& suffix);
+template <class T>
 void bind_image(py::module_& m, const std::string& suffix);
 template <class T>
 void bind_lattice(py::module_& m, const std::string& suffix);

@@ -4,25 +4,10 @@
 #include "bind/bind.h"
 #include "cpu/ops.h"
 #include "math/lncc.h"
-#include "math/trilinear.h"
 
 namespace nr {
 
 namespace {
-
-SampleShape sample_shape(int64_t batch, int64_t channels, std::vector<int64_t> in, std::vector<int64_t> out,
-                         bool normalized, bool nearest, int padding, bool align_corners) {
-    SampleShape shape;
-    shape.batch = batch;
-    shape.channels = channels;
-    shape.in = std::move(in);
-    shape.out = std::move(out);
-    shape.normalized = normalized;
-    shape.nearest = nearest;
-    shape.padding = static_cast<Padding>(padding);
-    shape.align_corners = align_corners;
-    return shape;
-}
 
 LnccShape lncc_shape(int64_t batch, int64_t channels, std::vector<int64_t> size, std::vector<int64_t> window,
                      bool valid, int64_t mask_channels, bool squared, int eps_mode, double eps,
@@ -56,22 +41,10 @@ void bind_image(py::module_& m, const std::string& suffix) {
         m.def((name + suffix).c_str(), function, Released());
     };
     if constexpr (std::is_same_v<T, float>) {  // the shapes serve both scalar types
-        py::class_<SampleShape>(m, "SampleShape", py::module_local()).def(py::init(&sample_shape));
         py::class_<LnccShape>(m, "LnccShape", py::module_local()).def(py::init(&lncc_shape));
         py::class_<SsimShape>(m, "SsimShape", py::module_local()).def(py::init(&ssim_shape));
     }
-    def("sample_forward", [](const SampleShape& shape, Address image, Address coordinates, Address affine,
-                             Address out, int threads) {
-        sample_forward<T>(shape, pointer<T>(image), pointer<T>(coordinates), pointer<T>(affine),
-                          pointer<T>(out), threads);
-    });
-    def("sample_backward",
-        [](const SampleShape& shape, Address grad_out, Address image, Address coordinates, Address affine,
-           Address grad_image, Address grad_coordinates, Address grad_affine, int threads) {
-            sample_backward<T>(shape, pointer<T>(grad_out), pointer<T>(image), pointer<T>(coordinates),
-                               pointer<T>(affine), pointer<T>(grad_image), pointer<T>(grad_coordinates),
-                               pointer<T>(grad_affine), threads);
-        });
+    bind_sampling<T>(m, suffix);
     def("lncc_forward", [](const LnccShape& shape, Address fixed, Address warped, Address mask,
                            Address values, const std::vector<Address>& adjoints, int threads) {
         const LnccTotal total =

@@ -83,10 +83,12 @@ template <class T>
 void table_adam(int64_t rows, int64_t features, double lr, double beta1, double beta2, double eps, T* table,
                 T* grad, T* mean, T* square, int32_t* steps, int threads);
 
-// --- sampling.cpp
-// ----------------------------------------------------------------------------------------------
+// --- sampling.cpp, sampling_backward.cpp, sampling_twice.cpp, sampling_labels.cpp
 
 enum class Padding;
+
+// How the image lies in memory: as the scalar type of the call, or narrower (the call computes in float).
+enum class Storage { kSame = 0, kBfloat16 = 1, kFloat16 = 2 };
 
 // What grid_sample and warp share. Shapes in tensor axis order; 2 or 3 axes.
 struct SampleShape {
@@ -99,17 +101,42 @@ struct SampleShape {
     bool nearest = false;
     Padding padding{};
     bool align_corners = true;
+    Storage storage = Storage::kSame;
 };
 
-// affine (batch, ndim, ndim + 1) may be null. out (batch, channels, points).
+// affine (batch, ndim, ndim + 1) may be null. out (batch, channels, points). gradient: null, or the
+// derivative of out with respect to the coordinates, a copy of their layout for every channel; not with
+// nearest.
 template <class T>
-void sample_forward(const SampleShape& shape, const T* image, const T* coordinates, const T* affine, T* out,
-                    int threads);
-// The gradient buffers must be zeroed, but for grad_coordinates of an output that is neither empty nor
+void sample_forward(const SampleShape& shape, const void* image, const T* coordinates, const T* affine,
+                    T* out, T* gradient, int threads);
+// grad_out and grad_gradient arrive at the forward's results; the second may be null and needs a
+// displacement. The buffers must be zeroed, but for grad_coordinates of an output that is neither empty nor
 // nearest. Results do not depend on the number of threads.
 template <class T>
-void sample_backward(const SampleShape& shape, const T* grad_out, const T* image, const T* coordinates,
-                     const T* affine, T* grad_image, T* grad_coordinates, T* grad_affine, int threads);
+void sample_backward(const SampleShape& shape, const T* grad_out, const T* grad_gradient, const void* image,
+                     const T* coordinates, const T* affine, T* grad_image, T* grad_coordinates,
+                     T* grad_affine, int threads);
+
+// What arrives at the results of sample_backward; null for what was not computed.
+template <class T>
+struct SampleTangent {
+    const T* image;
+    const T* coordinates;
+    const T* affine;
+};
+// The adjoint of sample_backward without grad_gradient; not with nearest, and the image in the scalar type.
+// Buffers as there; grad_grad_out need not be zeroed.
+template <class T>
+void sample_twice(const SampleShape& shape, const SampleTangent<T>& tangent, const T* grad_out,
+                  const T* image, const T* coordinates, const T* affine, T* grad_grad_out, T* grad_image,
+                  T* grad_coordinates, T* grad_affine, int threads);
+
+// Labels of any type: the nearest voxel's, or, without shape.nearest, the label whose corners have the
+// largest sum of weights, the smallest of several.
+template <class Label, class T>
+void sample_labels(const SampleShape& shape, const Label* labels, const T* coordinates, const T* affine,
+                   Label* out, int threads);
 
 // --- lncc.cpp
 

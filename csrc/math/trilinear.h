@@ -81,4 +81,79 @@ NR_HD inline void interpolate_gradient(const T (&v)[8], const T (&w)[3], T (&g)[
     g[2] = lerp(lerp(v[1] - v[0], v[3] - v[2], w[1]), lerp(v[5] - v[4], v[7] - v[6], w[1]), w[0]);
 }
 
+// The second derivatives inside a cell, applied to the direction q. Only mixed ones are not 0.
+template <class T>
+NR_HD inline void interpolate_curvature(const T (&v)[4], const T (&)[2], const T (&q)[2], T (&h)[2]) {
+    const T mixed = (v[3] - v[2]) - (v[1] - v[0]);
+    h[0] = q[1] * mixed;
+    h[1] = q[0] * mixed;
+}
+
+template <class T>
+NR_HD inline void interpolate_curvature(const T (&v)[8], const T (&w)[3], const T (&q)[3], T (&h)[3]) {
+    const T a = v[1] - v[0], b = v[3] - v[2], c = v[5] - v[4], d = v[7] - v[6];  // along the last axis
+    const T m01 = lerp((v[6] - v[4]) - (v[2] - v[0]), (v[7] - v[5]) - (v[3] - v[1]), w[2]);
+    const T m02 = lerp(c - a, d - b, w[1]);
+    const T m12 = lerp(b - a, d - c, w[0]);
+    h[0] = q[1] * m01 + q[2] * m02;
+    h[1] = q[0] * m01 + q[2] * m12;
+    h[2] = q[0] * m02 + q[1] * m12;
+}
+
+// The adjoint of lerp.
+template <class T>
+NR_HD inline void split(T a, T w, T& low, T& high) {
+    high = w * a;
+    low = a - high;
+}
+
+// The adjoint of interpolate: a times the weight of every corner.
+template <class T>
+NR_HD inline void spread(T a, const T (&w)[2], T (&v)[4]) {
+    T low, high;
+    split(a, w[0], low, high);
+    split(low, w[1], v[0], v[1]);
+    split(high, w[1], v[2], v[3]);
+}
+
+template <class T>
+NR_HD inline void spread(T a, const T (&w)[3], T (&v)[8]) {
+    T low, high, l[4], h[4];
+    const T rest[2] = {w[1], w[2]};
+    split(a, w[0], low, high);
+    spread(low, rest, l);
+    spread(high, rest, h);
+    for (int j = 0; j < 4; ++j) {
+        v[j] = l[j];
+        v[4 + j] = h[j];
+    }
+}
+
+// The adjoint of interpolate (a) and interpolate_gradient (q) together.
+template <class T>
+NR_HD inline void spread(T a, const T (&q)[2], const T (&w)[2], T (&v)[4]) {
+    const T high = w[0] * a + q[0], low = a - high;
+    T q_low, q_high;
+    split(q[1], w[0], q_low, q_high);
+    v[1] = w[1] * low + q_low;
+    v[0] = low - v[1];
+    v[3] = w[1] * high + q_high;
+    v[2] = high - v[3];
+}
+
+template <class T>
+NR_HD inline void spread(T a, const T (&q)[3], const T (&w)[3], T (&v)[8]) {
+    const T high = w[0] * a + q[0], low = a - high;
+    const T rest[2] = {w[1], w[2]};
+    T q_low[2], q_high[2], l[4], h[4];
+    split(q[1], w[0], q_low[0], q_high[0]);
+    split(q[2], w[0], q_low[1], q_high[1]);
+    spread(low, q_low, rest, l);
+    spread(high, q_high, rest, h);
+    for (int j = 0; j < 4; ++j) {
+        v[j] = l[j];
+        v[4 + j] = h[j];
+    }
+}
+
 }  // namespace nr

@@ -1,4 +1,4 @@
-"""cpu backend of the image ops. Half types are computed in float32 and converted back."""
+"""cpu backend of the image ops other than sampling. Half types are computed in float32 and converted back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from torch import Tensor
 from . import native, registry
 from .cpu import address, function, output, threads
 
-_PADDING = {"zeros": 0, "border": 1, "reflection": 2}
 _EPS_MODE = {"product": 0, "clamp": 1, "each": 2}
 
 
@@ -27,117 +26,9 @@ def _buffer(like: Tensor, dtype: torch.dtype, want: bool, zeros: bool = True) ->
     return output(like.shape, dtype, zeros)
 
 
-def _leaves_gaps(grad: Tensor, mode: str) -> bool:
-    """Whether the gradient of the coordinates is not written: nearest has none, nor has an empty output."""
-    return mode == "nearest" or grad.numel() == 0
-
-
 def _result(gradient: Tensor | None, like: Tensor) -> Tensor:
     """The gradient in the dtype of its tensor; empty stands for one that nobody wanted."""
     return like.new_empty(0) if gradient is None else gradient.to(like.dtype)
-
-
-def _sample_shape(
-    image: Tensor, out: torch.Size, normalised: bool, mode: str, padding_mode: str, align_corners: bool
-) -> object:
-    return native.load_cpu().SampleShape(
-        image.shape[0],
-        image.shape[1],
-        list(image.shape[2:]),
-        list(out),
-        normalised,
-        mode == "nearest",
-        _PADDING[padding_mode],
-        align_corners,
-    )
-
-
-def grid_sample_forward(
-    input: Tensor, grid: Tensor, mode: str, padding_mode: str, align_corners: bool
-) -> Tensor:
-    dtype = _computing_type(input, grid)
-    x, points = input.to(dtype).contiguous(), grid.to(dtype).contiguous()
-    out = output([*x.shape[:2], *grid.shape[1:-1]], dtype)
-    shape = _sample_shape(x, grid.shape[1:-1], True, mode, padding_mode, align_corners)
-    function("sample_forward", dtype)(shape, address(x), address(points), 0, address(out), threads())
-    return out.to(input.dtype)
-
-
-def grid_sample_backward(
-    grad: Tensor,
-    input: Tensor,
-    grid: Tensor,
-    mode: str,
-    padding_mode: str,
-    align_corners: bool,
-    want_input: bool,
-    want_grid: bool,
-) -> tuple[Tensor, Tensor]:
-    dtype = _computing_type(input, grid)
-    upstream, x, points = (t.to(dtype).contiguous() for t in (grad, input, grid))
-    grad_x = _buffer(input, dtype, want_input)
-    grad_points = _buffer(grid, dtype, want_grid, _leaves_gaps(grad, mode))
-    shape = _sample_shape(x, grid.shape[1:-1], True, mode, padding_mode, align_corners)
-    function("sample_backward", dtype)(
-        shape,
-        address(upstream),
-        address(x),
-        address(points),
-        0,
-        address(grad_x),
-        address(grad_points),
-        0,
-        threads(),
-    )
-    return _result(grad_x, input), _result(grad_points, grid)
-
-
-def warp_forward(
-    image: Tensor, displacement: Tensor, affine: Tensor | None, mode: str, padding_mode: str
-) -> Tensor:
-    dtype = _computing_type(image, displacement)
-    x, u = image.to(dtype).contiguous(), displacement.to(dtype).contiguous()
-    matrix = None if affine is None else affine.to(dtype).contiguous()
-    out = output([*x.shape[:2], *u.shape[2:]], dtype)
-    shape = _sample_shape(x, u.shape[2:], False, mode, padding_mode, True)
-    function("sample_forward", dtype)(shape, address(x), address(u), address(matrix), address(out), threads())
-    return out.to(image.dtype)
-
-
-def warp_backward(
-    grad: Tensor,
-    image: Tensor,
-    displacement: Tensor,
-    affine: Tensor | None,
-    mode: str,
-    padding_mode: str,
-    want_image: bool,
-    want_displacement: bool,
-    want_affine: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = _computing_type(image, displacement)
-    upstream, x, u = (t.to(dtype).contiguous() for t in (grad, image, displacement))
-    matrix = None if affine is None else affine.to(dtype).contiguous()
-    grad_x = _buffer(image, dtype, want_image)
-    grad_u = _buffer(displacement, dtype, want_displacement, _leaves_gaps(grad, mode))
-    grad_matrix = None if affine is None else _buffer(affine, dtype, want_affine)
-    shape = _sample_shape(x, u.shape[2:], False, mode, padding_mode, True)
-    function("sample_backward", dtype)(
-        shape,
-        address(upstream),
-        address(x),
-        address(u),
-        address(matrix),
-        address(grad_x),
-        address(grad_u),
-        address(grad_matrix),
-        threads(),
-    )
-    return (
-        _result(grad_x, image),
-        _result(grad_u, displacement),
-        _result(grad_matrix, displacement if affine is None else affine),
-    )
 
 
 def _lncc_shape(
@@ -270,14 +161,6 @@ def lncc_backward(
     return _result(grad_f, fixed), _result(grad_w, warped)
 
 
-for _op in (
-    grid_sample_forward,
-    grid_sample_backward,
-    warp_forward,
-    warp_backward,
-    lncc_forward,
-    lncc_backward,
-):
+for _op in (lncc_forward, lncc_backward):
     registry.register(_op.__name__, "cpu", _op)
-for _public in ("grid_sample", "warp", "lncc"):
-    registry.register(_public, "cpu", globals()[_public + "_forward"])
+registry.register("lncc", "cpu", lncc_forward)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from . import native, registry
 from .cpu import address, function, threads
-from .cpu_image import _lncc_shape, _sample_shape
+from .cpu_image import _lncc_shape
+from .cpu_sampling import _shape as _sample_shape
 
 
 def refine_step(
@@ -29,7 +30,7 @@ def refine_step(
     """In place; every tensor contiguous and of one dtype, as RefineState holds them."""
     energy = torch.zeros(len(displacement), dtype=torch.float64)
     step += 1
-    sampling = _sample_shape(moving[:1], displacement.shape[2:], False, "bilinear", "zeros", True)
+    sampling = _sample_shape(moving[:1], displacement, False, "bilinear", "zeros", True)
     similarity = _lncc_shape(fixed[:1], None, window, "same", True, 1e-5, "product", 0.0, 1e-6, False)
     rule = native.load_cpu().RefineRule(regularisation, lr, *betas, eps)
     function("refine_step", displacement.dtype)(

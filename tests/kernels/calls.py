@@ -51,6 +51,7 @@ def calls(dtype: torch.dtype) -> dict[str, Call]:
         return [leaf(randn(*shape)) for shape in spec.parameter_shapes()]
 
     mask = rand(2, 1, 7, 6, 9) < 0.8
+    labels = (4 * rand(2, 1, 7, 6, 9)).to(torch.int16)
     affine = torch.eye(3, 4, dtype=dtype).expand(2, -1, -1) + 0.1 * randn(2, 3, 4)
     u, flat = leaf(randn(2, 3, 7, 6, 9)), leaf(randn(2, 2, 8, 7))
     f3, w3, f2, w2 = image(2, 2, 7, 6, 9), image(2, 2, 7, 6, 9), image(1, 1, 12, 11), image(1, 1, 12, 11)
@@ -60,12 +61,17 @@ def calls(dtype: torch.dtype) -> dict[str, Call]:
     return {
         "grid_sample": (kernels.grid_sample, [f3, grid3], {}),
         "grid_sample 2-D": (kernels.grid_sample, [f2, grid2, "bilinear", "reflection", True], {}),
+        "grid_sample grid only": (kernels.grid_sample, [f2.detach(), grid2], {"align_corners": True}),
         "grid_sample nearest": (kernels.grid_sample, [f3, grid3, "nearest", "border"], {}),
         "warp": (kernels.warp, [f3, u], {}),
         "warp affine": (kernels.warp, [f3, u, leaf(affine)], {"padding_mode": "border"}),
         "warp image only": (kernels.warp, [f3, u.detach(), affine], {}),
         "warp displacement only": (kernels.warp, [f3.detach(), u], {"padding_mode": "reflection"}),
         "warp 2-D": (kernels.warp, [image(2, 1, 5, 9), flat], {}),
+        "warp label": (kernels.warp, [labels, u.detach(), affine, "label"], {}),
+        "warp nearest label": (kernels.warp, [labels, u.detach(), None, "nearest", "border"], {}),
+        "warp_with_gradient": (kernels.warp_with_gradient, [f3, u], {}),
+        "warp_with_gradient affine": (kernels.warp_with_gradient, [f3, u, leaf(affine), "reflection"], {}),
         "lncc": (kernels.lncc, [f3, w3, 5], {}),
         "lncc to one image": (kernels.lncc, [f3.detach(), w3, 3], {}),
         "lncc map": (kernels.lncc, [f3, w3, (2, 3, 4)], {"reduction": "none", "padding": "valid"}),
@@ -161,3 +167,17 @@ def results(call: Call, backend: str | None, function: Callable[..., Any] | None
     grads = torch.autograd.grad(weighted_sum(value), wanted) if wanted else ()
     values = value if isinstance(value, tuple) else (value,)
     return [*[v.detach() for v in values], *grads]
+
+
+TWICE = ("grid_sample", "warp")  # public functions whose registered ops have second derivatives
+
+
+def second_results(call: Call, backend: str | None) -> list[Tensor]:
+    """The gradient of a weighted sum of a call's gradients to every leaf."""
+    public, arguments, options = call
+    wanted = leaves(arguments)
+    if not wanted:
+        return []
+    value = public(*arguments, **options, backend=backend)
+    grads = torch.autograd.grad(weighted_sum(value * value), wanted, create_graph=True)
+    return list(torch.autograd.grad(weighted_sum(grads), wanted, allow_unused=True, materialize_grads=True))

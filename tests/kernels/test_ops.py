@@ -12,12 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from neuralreg import kernels
 from neuralreg.kernels.backends import registry
 
-from .calls import CASES, calls, results
+from .calls import CASES, TWICE, Call, calls, results, second_results
 from .common import assert_near, serving
 
 PUBLIC = (
-    *("grid_sample", "warp", "lncc", "ssim", "jacobian_determinant", "jacobian_loss", "jacobian_penalty"),
-    *("log_jacobian", "diffusion_loss", "bending_loss", "compose", "integrate", "invert", "refine"),
+    *("grid_sample", "warp", "warp_with_gradient", "lncc", "ssim", "jacobian_determinant", "jacobian_loss"),
+    *("jacobian_penalty", "log_jacobian", "diffusion_loss", "bending_loss", "compose", "integrate", "invert", "refine"),
     *("fourier_encode", "hash_encode", "field", "field_jet", "table_adam"),
 )
 BACKENDS = ["reference"] + (["cpu"] if registry.available("cpu")[0] else [])
@@ -42,6 +42,15 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def record(case: str, call: Call) -> Recorder:
+    """Every registered op that a call and its derivatives reach."""
+    with Recorder() as recorder:
+        results(call, "cpu")
+        if case.split()[0] in TWICE:
+            second_results(call, "cpu")
+    return recorder
+
+
 def name_of(op: Any) -> str:
     return op._schema.name.removeprefix("neuralreg::")
 
@@ -59,8 +68,7 @@ def copied(value: Any, differentiable: bool) -> Any:
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="no native module: no registered op runs")
 @pytest.mark.parametrize("case", CASES)
 def test_opcheck(case: str) -> None:
-    with Recorder() as recorder:
-        results(calls(torch.float32)[case], "cpu")
+    recorder = record(case, calls(torch.float32)[case])
     assert recorder.seen
     for op, args, kwargs in recorder.seen:
         torch.library.opcheck(op, copied(args, not name_of(op).endswith("backward")), kwargs)
@@ -70,9 +78,7 @@ def test_opcheck(case: str) -> None:
 def test_the_calls_reach_every_registered_op() -> None:
     reached = set()
     for case in CASES:
-        with Recorder() as recorder:
-            results(calls(torch.float32)[case], "cpu")
-        reached |= {name_of(op) for op, _, _ in recorder.seen}
+        reached |= {name_of(op) for op, _, _ in record(case, calls(torch.float32)[case]).seen}
     assert reached == registered()
 
 
@@ -112,6 +118,14 @@ def test_cpu_equals_reference(case: str, dtype: torch.dtype) -> None:
         assert one.dtype == other.dtype
         # float32: gradients to coordinates of random images jump where rounding moves a point over a plane
         assert_near(one, other, 1e-9 if dtype == torch.float64 else 1e-4)
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="no native module to compare with")
+@pytest.mark.parametrize("case", [case for case in CASES if case.split()[0] in TWICE])
+def test_second_derivatives_equal_the_references(case: str) -> None:
+    call = calls(torch.float64)[case]
+    for one, other in zip(second_results(call, "cpu"), second_results(call, "reference"), strict=True):
+        assert_near(one, other, 1e-9)
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="no native module to compare with")
