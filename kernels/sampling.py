@@ -14,7 +14,8 @@ LABEL_TYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, to
 
 # Whether the forward pass saves the derivative with respect to the coordinates where nothing else wants a
 # gradient, so that the backward pass is a product. bench/kernels/sampling.py measures both: scattered points gain a
-# third, as they miss the cache once instead of twice; a dense displacement gains nothing, and would hold a field more.
+# third, as they miss the cache once instead of twice; a dense displacement gains less than a tenth, which is not worth
+# holding another field.
 SAVES = {"grid_sample": True, "warp": False}
 
 
@@ -47,7 +48,7 @@ def grid_sample(
         is. Results do not depend on the number of threads, the gradient of the input included.
 
     Memory beyond inputs and outputs: copies of inputs that are not contiguous; results and gradients of half
-    inputs once in float32; a few kilobytes a thread. Where only the grid wants a gradient and C is 1, the forward
+    inputs once in float32, and for second derivatives the inputs too; a few kilobytes a thread. Where only the grid wants a gradient and C is 1, the forward
     pass keeps the derivative for the backward pass: as much as the grid. For the gradient of the input one
     private buffer a thread, as large as the slices along the first axis that a sixteenth of the points reaches.
 
@@ -106,7 +107,7 @@ def warp(
     Spatial transformer networks; the displacement convention is VoxelMorph's).
 
     Memory beyond inputs and outputs: copies of inputs that are not contiguous; results and gradients of half
-    inputs once in float32; a few kilobytes a thread. The backward pass reads the image again and keeps nothing
+    inputs once in float32, and for second derivatives the inputs too; a few kilobytes a thread. The backward pass reads the image again and keeps nothing
     but the inputs. For the gradient of the image one private buffer a thread, as large as the image slices
     along the first axis that a sixteenth of the output reaches.
 

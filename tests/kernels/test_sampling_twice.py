@@ -73,7 +73,7 @@ def test_grid_sample_gradgradcheck(on: On, padding_mode: str, align_corners: boo
 def test_nearest_gradgradcheck(on: On, padding_mode: str) -> None:
     image, displacement = problem([4, 3, 5])
     assert torch.autograd.gradgradcheck(
-        lambda i: on(warp, i, displacement.detach(), None, "nearest", padding_mode), (image,)
+        lambda i: on(warp, i, displacement.detach(), None, "nearest", padding_mode), (image,), fast_mode=True
     )
 
 
