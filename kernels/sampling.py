@@ -13,9 +13,9 @@ PADDING_MODES = ("zeros", "border", "reflection")
 LABEL_TYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 # Whether the forward pass saves the derivative with respect to the coordinates where nothing else wants a
-# gradient, so that the backward pass is a product. bench/kernels/sampling.py measures both: scattered points gain a
-# third, as they miss the cache once instead of twice; a dense displacement gains less than a tenth, which is not worth
-# holding another field.
+# gradient, so that the backward pass is a product. bench/kernels/sampling.py measures both: scattered points gain
+# a third, as they miss the cache once instead of twice; a dense displacement gains less than a tenth, which is not
+# worth holding another field.
 SAVES = {"grid_sample": True, "warp": False}
 
 
@@ -48,9 +48,10 @@ def grid_sample(
         is. Results do not depend on the number of threads, the gradient of the input included.
 
     Memory beyond inputs and outputs: copies of inputs that are not contiguous; results and gradients of half
-    inputs once in float32, and for second derivatives the inputs too; a few kilobytes a thread. Where only the grid wants a gradient and C is 1, the forward
-    pass keeps the derivative for the backward pass: as much as the grid. For the gradient of the input one
-    private buffer a thread, as large as the slices along the first axis that a sixteenth of the points reaches.
+    inputs once in float32, and for second derivatives the inputs too; a few kilobytes a thread. Where only the
+    grid wants a gradient and C is 1, the forward pass keeps the derivative for the backward pass: as much as the
+    grid. For the gradient of the input one private buffer a thread, as large as the slices along the first axis
+    that a sixteenth of the points reaches.
 
     Raises:
         ValueError: a shape, dtype or option does not fit.
@@ -107,9 +108,9 @@ def warp(
     Spatial transformer networks; the displacement convention is VoxelMorph's).
 
     Memory beyond inputs and outputs: copies of inputs that are not contiguous; results and gradients of half
-    inputs once in float32, and for second derivatives the inputs too; a few kilobytes a thread. The backward pass reads the image again and keeps nothing
-    but the inputs. For the gradient of the image one private buffer a thread, as large as the image slices
-    along the first axis that a sixteenth of the output reaches.
+    inputs once in float32, and for second derivatives the inputs too; a few kilobytes a thread. The backward
+    pass reads the image again: nothing but the inputs is kept for it. For the gradient of the image one private
+    buffer a thread, as large as the image slices along the first axis that a sixteenth of the output reaches.
 
     Raises:
         ValueError: a shape, dtype or option does not fit.

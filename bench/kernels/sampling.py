@@ -75,7 +75,7 @@ def points_case(size: tuple[int, ...], count: int, device: torch.device) -> Case
 
 
 def steps(op: str, contenders: dict[str, Sampler], arguments: tuple[Tensor, ...]) -> dict[str, Step]:
-    """Steps of the mean square; the second contender is ours with the other choice of what the forward saves."""
+    """Steps of the mean square; the second contender is ours with the other choice of what to save."""
     found = {name: gradient_step(mean_square(sample), arguments, (0,)) for name, sample in contenders.items()}
     other = list(contenders)[1]
     plain = found[other]
