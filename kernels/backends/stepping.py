@@ -10,6 +10,7 @@ to the points and then those to the tensors (empty tensors for what nobody wants
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import torch
@@ -30,9 +31,7 @@ _TABLEAU = {  # a_s, b_s
 
 def forward(velocity: Velocity, x: Tensor, flow: Flow) -> Tensor:
     """The displacement of the flow's end from x (N, ndim). Memory beyond it: a step's positions, each of x's size."""
-    moved = torch.zeros_like(x)
-    for _, moved in _steps(velocity, x, flow):
-        pass
+    _, moved = deque(_steps(velocity, x, flow), maxlen=1).pop()
     return moved
 
 
@@ -57,9 +56,7 @@ def backward(velocity: Velocity, pullback: Pullback, grad: Tensor, x: Tensor, fl
 
 def jet_forward(jet: VelocityJet, x: Tensor, flow: Flow) -> tuple[Tensor, Tensor]:
     """``forward`` and its Jacobian (N, ndim, ndim). Memory beyond them: a step's stages, as in ``jet_backward``."""
-    moved, bent = torch.zeros_like(x), x.new_zeros(len(x), x.shape[1], x.shape[1])
-    for _, moved, bent in _jet_steps(jet, x, flow):
-        pass
+    _, moved, bent = deque(_jet_steps(jet, x, flow), maxlen=1).pop()
     return moved, bent
 
 
