@@ -4,7 +4,14 @@ Needs torch alone. Each op is a registered ``torch.library`` op with a hand-writ
 ``backend`` argument choose who computes, ``backends()`` tells what serves here and why the rest does not.
 """
 
-from .backends import cpu_field, cpu_image, cpu_ssim, cuda, triton_ops  # noqa: F401 (register the backends' kernels)
+from .backends import (  # noqa: F401 (register the backends' kernels)
+    cpu_field,
+    cpu_image,
+    cpu_ssim,
+    cuda,
+    cuda_encoding,
+    triton_ops,
+)
 from .backends.registry import BackendError, backends, use_backend
 from .encoding import fourier_encode, hash_encode
 from .field import field, field_jet
