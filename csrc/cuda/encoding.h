@@ -20,15 +20,18 @@ struct GridLevel {
     int64_t offset;   // first entry
 };
 
-// A multi-resolution feature grid, or a latent volume: one dense level whose channels lie apart. Travels with
-// a launch.
-struct Grid {
-    int ndim = 0;
-    int count = 0;  // levels
+// How features lie in a table (entries one after another) or in a volume (channels one after another).
+struct GridLayout {
     int features = 0;
     bool smooth = false;
-    int64_t entry_stride = 0, channel_stride = 0;  // of the table
-    int64_t entries = 0;                           // of all levels
+    int64_t entry_stride = 0, channel_stride = 0;
+};
+
+// A multi-resolution feature grid, or a latent volume: one dense level. Travels with a launch.
+struct Grid : GridLayout {
+    int ndim = 0;
+    int count = 0;        // levels
+    int64_t entries = 0;  // of all levels
     GridLevel levels[kMaxLevels];
 
     int64_t level_entries(int level) const {

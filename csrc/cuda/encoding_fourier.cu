@@ -119,7 +119,7 @@ void fourier_encode_backward(const FourierShape& shape, int64_t n, const T* x, c
     launch(fourier_gradient_matrix<T>, blocks, kThreads, 0, stream, shape, n, x, matrix, grad, partial);
     Destinations<T> to;
     to.append(grad_matrix, shape.ndim * shape.frequencies);
-    launch(add_partials<T>, blocks_for(to.size, 256), 256, 0, stream, partial, static_cast<int>(blocks), to);
+    launch(add_partials<T>, blocks_for(to.size, 256), 256, 0, stream, partial, blocks, to.size, to);
 }
 
 #define NR_INSTANTIATE(T)                                                                                    \

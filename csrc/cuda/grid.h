@@ -64,12 +64,12 @@ struct alignas(2 * sizeof(T)) Pair {
 };
 
 // Two neighbouring features at once where they lie so that one load fetches them.
-__device__ __forceinline__ bool in_pairs(const Grid& grid) {
+__device__ __forceinline__ bool in_pairs(const GridLayout& grid) {
     return grid.channel_stride == 1 && grid.features % 2 == 0;
 }
 
 template <class T>
-__device__ __forceinline__ Pair<T> load_features(const Grid& grid, const T* table, int64_t entry, int f,
+__device__ __forceinline__ Pair<T> load_features(const GridLayout& grid, const T* table, int64_t entry, int f,
                                                  bool pairs) {
     const T* at = table + entry * grid.entry_stride + f * grid.channel_stride;
     if (pairs) return *reinterpret_cast<const Pair<T>*>(at);
@@ -79,7 +79,7 @@ __device__ __forceinline__ Pair<T> load_features(const Grid& grid, const T* tabl
 // Calls put(feature, row, value) for a level's features of a point: the value, and the slopes along each axis
 // where rows is 1 + N.
 template <class T, int N, int rows, class Put>
-__device__ __forceinline__ void gather_level(const Grid& grid, const GridLevel& level, const T* table,
+__device__ __forceinline__ void gather_level(const GridLayout& grid, const GridLevel& level, const T* table,
                                              const T* x, const Put& put) {
     const GridCell<T, N> cell(level, grid.smooth, x);
     const bool pairs = in_pairs(grid);

@@ -31,15 +31,17 @@ struct Destinations {
     }
 };
 
+// Block b's sums begin at partial + b stride.
 template <class T>
-__global__ void __launch_bounds__(256) add_partials(const T* partial, int blocks, const Destinations<T> to) {
+__global__ void __launch_bounds__(256)
+    add_partials(const T* partial, int64_t blocks, int64_t stride, const Destinations<T> to) {
     const int i = static_cast<int>(blockIdx.x) * 256 + static_cast<int>(threadIdx.x);
     if (i >= to.size) return;
     int piece = 0;
     while (piece + 1 < to.count && to.pieces[piece + 1].begin <= i) ++piece;
     if (to.pieces[piece].to == nullptr) return;
     double sum = 0;
-    for (int b = 0; b < blocks; ++b) sum += partial[static_cast<int64_t>(b) * to.size + i];
+    for (int64_t b = 0; b < blocks; ++b) sum += partial[b * stride + i];
     to.pieces[piece].to[i - to.pieces[piece].begin] = static_cast<T>(sum);
 }
 
