@@ -57,7 +57,7 @@ __device__ __forceinline__ void multiply(const T* from, int depth, int columns, 
             }
             __syncthreads();
             const int steps = depth - k0 < kDepth ? depth - k0 : kDepth;
-#pragma unroll 4
+#pragma unroll 2
             for (int k = 0; k < steps; ++k) {
                 const Four<T> w = load_four(stage + k * kPitch + column);
                 const Four<T> low = load_four(from + (k0 + k) * kPitch + row);
@@ -103,22 +103,20 @@ __device__ __forceinline__ void add_weight_gradient(const T* upstream, int fan_o
     const int first_c = static_cast<int>(threadIdx.x) / 16, first_k = static_cast<int>(threadIdx.x) % 16;
     for (int c0 = first_c; c0 - first_c < fan_out; c0 += 64)
         for (int k0 = first_k; k0 - first_k < fan_in; k0 += 64) {
-            const T *a[8], *b[4];
+            int a[8], b[4];
 #pragma unroll
-            for (int i = 0; i < 8; ++i)
-                a[i] = upstream + (c0 + 8 * i < fan_out ? c0 + 8 * i : fan_out - 1) * kPitch;
+            for (int i = 0; i < 8; ++i) a[i] = (c0 + 8 * i < fan_out ? c0 + 8 * i : fan_out - 1) * kPitch;
 #pragma unroll
-            for (int j = 0; j < 4; ++j)
-                b[j] = in + (k0 + 16 * j < fan_in ? k0 + 16 * j : fan_in - 1) * kPitch;
+            for (int j = 0; j < 4; ++j) b[j] = (k0 + 16 * j < fan_in ? k0 + 16 * j : fan_in - 1) * kPitch;
             T sum[8][4] = {};
 #pragma unroll 1
             for (int r = 0; r < rows; r += 4) {
                 Four<T> of_b[4];
 #pragma unroll
-                for (int j = 0; j < 4; ++j) of_b[j] = load_four(b[j] + r);
+                for (int j = 0; j < 4; ++j) of_b[j] = load_four(in + b[j] + r);
 #pragma unroll
                 for (int i = 0; i < 8; ++i) {
-                    const Four<T> of_a = load_four(a[i] + r);
+                    const Four<T> of_a = load_four(upstream + a[i] + r);
 #pragma unroll
                     for (int j = 0; j < 4; ++j)
 #pragma unroll

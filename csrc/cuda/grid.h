@@ -15,16 +15,19 @@ namespace gpu {
 template <class T, int N>
 struct GridCell {
     int32_t low[N], high[N];
-    AxisWeight<T> upper[N];
+    UpperWeight<T> upper[N];  // with derivatives to x
 
     __device__ __forceinline__ GridCell(const GridLevel& level, bool smooth, const T* x) {
 #pragma unroll
         for (int d = 0; d < N; ++d) {
             const int32_t vertices = level.size[d];
-            T fraction;
-            low[d] = grid_cell(unit_coordinate(x[d]), vertices, fraction);
+            T place;
+            low[d] = grid_cell(unit_coordinate(x[d]), vertices, place);
             high[d] = low[d] + 1 < vertices ? low[d] + 1 : vertices - 1;
-            upper[d] = axis_weight(fraction, static_cast<T>(vertices - 1) * unit_slope(x[d]), smooth);
+            const T rate = static_cast<T>(vertices - 1) * unit_slope(x[d]);
+            upper[d] = upper_weight(place, smooth);
+            upper[d].slope *= rate;
+            upper[d].curvature *= rate * rate;
         }
     }
 

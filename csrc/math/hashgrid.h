@@ -21,37 +21,31 @@ NR_HD inline T unit_slope(T x) {
     return (x >= -1 && x <= 1) ? T(0.5) : T(0);
 }
 
-// Cell and fraction along one axis of `vertices` >= 1 vertices.
+// Cell and place in it along one axis. An axis of one vertex has the cell 0, whose upper corner is the lower
+// one.
 template <class T>
-NR_HD inline int32_t grid_cell(T unit, int32_t vertices, T& fraction) {
+NR_HD inline int32_t grid_cell(T unit, int32_t vertices, T& place) {
     const T position = unit * static_cast<T>(vertices - 1);
     int32_t cell = static_cast<int32_t>(position);
-    const int32_t last = vertices > 2 ? vertices - 2 : 0;
-    cell = cell < last ? cell : last;
-    fraction = position - static_cast<T>(cell);
+    cell = cell < vertices - 2 ? cell : vertices - 2;
+    cell = cell > 0 ? cell : 0;
+    place = position - static_cast<T>(cell);
     return cell;
 }
 
-// Weight of a cell's upper vertex along one axis, and its derivatives to the coordinate; the lower vertex has
-// 1 minus the value, and minus the derivatives.
+// What the upper corner weighs at a place in [0, 1] of the cell (the lower one: 1 - weight), with derivatives
+// to the place.
 template <class T>
-struct AxisWeight {
+struct UpperWeight {
     T value, slope, curvature;
 };
 
-// rate: d fraction / d coordinate, (vertices - 1) unit_slope(x). Smoothstep takes t^2 (3 - 2 t) of the
-// fraction.
 template <class T>
-NR_HD inline AxisWeight<T> axis_weight(T fraction, T rate, bool smooth) {
-    if (!smooth) return {fraction, rate, T(0)};
-    return {fraction * fraction * (3 - 2 * fraction), 6 * fraction * (1 - fraction) * rate,
-            (6 - 12 * fraction) * rate * rate};
+NR_HD inline UpperWeight<T> upper_weight(T place, bool smooth) {
+    if (smooth) return {place * place * (3 - 2 * place), 6 * place * (1 - place), 6 - 12 * place};
+    return {place, T(1), T(0)};
 }
 
-NR_HD inline uint32_t dense_index(int32_t i, int32_t j, int32_t vertices) { return i * vertices + j; }
-NR_HD inline uint32_t dense_index(int32_t i, int32_t j, int32_t k, int32_t vertices) {
-    return (i * vertices + j) * vertices + k;
-}
 NR_HD inline uint32_t hashed_index(uint32_t i, uint32_t j, uint32_t mask) {
     return (i ^ (j * 2654435761u)) & mask;
 }
