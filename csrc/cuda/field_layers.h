@@ -15,7 +15,7 @@ namespace gpu {
 template <class T, int K>
 struct Jet {
     static constexpr int kPoints = tile_points(K);
-    T value, tangents[K > 0 ? K : 1];
+    T value = 0, tangents[K > 0 ? K : 1] = {};
 
     __device__ __forceinline__ void load(const T* feature, int p) {
         value = feature[p];

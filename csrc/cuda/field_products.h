@@ -95,11 +95,16 @@ __device__ __forceinline__ void add_weight_gradient(const T* upstream, int fan_o
             const T* a = upstream + i / fan_in * kPitch;
             const T* b = in + i % fan_in * kPitch;
             T sum = 0;
+#pragma unroll 4
             for (int r = 0; r < rows; ++r) sum += a[r] * b[r];
             sums[i] += sum;
         }
         return;
     }
+    constexpr int wide = 16 / sizeof(T);
+    struct alignas(16) Load {
+        T v[wide];
+    };
     const int first_c = static_cast<int>(threadIdx.x) / 16, first_k = static_cast<int>(threadIdx.x) % 16;
     for (int c0 = first_c; c0 - first_c < fan_out; c0 += 64)
         for (int k0 = first_k; k0 - first_k < fan_in; k0 += 64) {
@@ -110,18 +115,18 @@ __device__ __forceinline__ void add_weight_gradient(const T* upstream, int fan_o
             for (int j = 0; j < 4; ++j) b[j] = (k0 + 16 * j < fan_in ? k0 + 16 * j : fan_in - 1) * kPitch;
             T sum[8][4] = {};
 #pragma unroll 1
-            for (int r = 0; r < rows; r += 4) {
-                Four<T> of_b[4];
+            for (int r = 0; r < rows; r += wide) {
+                Load of_b[4];
 #pragma unroll
-                for (int j = 0; j < 4; ++j) of_b[j] = load_four(in + b[j] + r);
+                for (int j = 0; j < 4; ++j) of_b[j] = *reinterpret_cast<const Load*>(in + b[j] + r);
 #pragma unroll
                 for (int i = 0; i < 8; ++i) {
-                    const Four<T> of_a = load_four(upstream + a[i] + r);
+                    const Load of_a = *reinterpret_cast<const Load*>(upstream + a[i] + r);
 #pragma unroll
                     for (int j = 0; j < 4; ++j)
 #pragma unroll
-                        for (int q = 0; q < 4; ++q)
-                            if (rows % 4 == 0 || r + q < rows) sum[i][j] += of_a.v[q] * of_b[j].v[q];
+                        for (int q = 0; q < wide; ++q)
+                            if (rows % wide == 0 || r + q < rows) sum[i][j] += of_a.v[q] * of_b[j].v[q];
                 }
             }
 #pragma unroll
@@ -139,6 +144,7 @@ template <class T, int points>
 __device__ __forceinline__ void add_bias_gradient(const T* upstream, int fan_out, T* sums) {
     for (int c = threadIdx.x; c < fan_out; c += kFieldThreads) {
         T sum = 0;
+#pragma unroll 4
         for (int p = 0; p < points; ++p) sum += upstream[c * kPitch + p];
         sums[c] += sum;
     }
