@@ -51,6 +51,7 @@ void bind_cuda_field(py::module_& m) {
         .def_readwrite("activation", &FieldShape::activation)
         .def_readwrite("omega", &FieldShape::omega)
         .def_readwrite("gate_omega", &FieldShape::gate_omega)
+        .def_readwrite("bfloat16", &FieldShape::bfloat16)
         .def("choose", [](FieldShape& shape, int encoding, int skip, int output) {
             shape.encoding = static_cast<gpu::Encoding>(encoding);
             shape.skip = static_cast<gpu::Skip>(skip);

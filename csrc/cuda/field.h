@@ -34,6 +34,8 @@ struct FieldShape {
     Skip skip = Skip::kNone;
     Output output = Output::kDisplacement;
     std::vector<double> omega, gate_omega;
+    bool bfloat16 =
+        false;  // factors of matrix products wider than 8 are rounded to bfloat16; for float alone
 
     bool gated() const { return !gate_omega.empty(); }
     int encoded() const {

@@ -52,19 +52,18 @@ __device__ __forceinline__ void layers_back(const Network<T>& net, T* stage, T* 
         const T* upstream = tile + layer.z * kPitch;
         if (layer.want_weight)
             add_weight_gradient<T, (K + 1) * tile_points(K)>(
-                upstream, layer.fan_out, tile + layer.in * kPitch, layer.fan_in, sums + layer.sums);
+                net.bfloat16, upstream, layer.fan_out, tile + layer.in * kPitch, layer.fan_in,
+                sums + layer.sums);
         if (layer.want_bias)
             add_bias_gradient<T, tile_points(K)>(upstream, layer.fan_out,
                                                  sums + layer.sums + layer.fan_in * layer.fan_out);
         if (layer.down < 0) continue;
         T* down = tile + layer.down * kPitch;
-        multiply<T, true>(upstream, layer.fan_out, layer.fan_in, layer.weight, stage, down,
-                          [&](int c, int r, T sum) {
-                              if (c < layer.onto) sum += down[c * kPitch + r];
-                              for (int i = 0; i < layer.add_count; ++i)
-                                  sum += tile[(layer.adds[i] + c) * kPitch + r];
-                              return sum;
-                          });
+        multiply_for<true>(net, layer, upstream, stage, down, [&](int c, int r, T sum) {
+            if (c < layer.onto) sum += down[c * kPitch + r];
+            for (int i = 0; i < layer.add_count; ++i) sum += tile[(layer.adds[i] + c) * kPitch + r];
+            return sum;
+        });
         __syncthreads();
     }
 }

@@ -14,6 +14,9 @@ namespace gpu {
 constexpr int kRows = 64;
 constexpr int kPitch = kRows + 4;  // the same row of neighbouring features then lies in different banks
 constexpr int kFieldThreads = 128;
+constexpr int kColumns = 64;  // results that a staged piece of weights serves
+constexpr int kDepth = 32;    // terms of the sum that it covers
+constexpr int kStage = kDepth * kPitch;
 constexpr int kMaxLayers = 17;  // two stacks of 8 and the output
 
 // Points of a tile whose values and `tangents` tangents fill the rows.
@@ -47,7 +50,7 @@ struct Network {
     Encoding encoding;
     Output output;
     int frequencies;
-    bool raw;
+    bool raw, bfloat16;
     T scale;
     const T* table;  // or matrix
     const T* latent;

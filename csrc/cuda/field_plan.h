@@ -57,6 +57,7 @@ private:
         net_.output = shape_.output;
         net_.frequencies = shape_.frequencies;
         net_.raw = shape_.raw;
+        net_.bfloat16 = shape_.bfloat16;
         net_.scale = static_cast<T>(shape_.scale);
         net_.latent_width = shape_.latent;
         const auto tensor = [&](bool there) { return there ? tensors_.all.at(next++) : nullptr; };

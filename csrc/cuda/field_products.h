@@ -5,15 +5,13 @@
 #include <cuda_runtime.h>
 
 #include "cuda/field_network.h"
+#include "cuda/field_products_bfloat16.h"
 
 namespace nr {
 namespace gpu {
 
-constexpr int kColumns = 64;  // results a piece of weights serves
-constexpr int kDepth = 32;    // terms of the sum that it covers
-constexpr int kStage = kDepth * kPitch;
-constexpr int kNarrow =
-    8;  // up to so many columns, a thread computes single results: most would be beside the matrix
+// Up to so many columns, a thread computes single results: most of a piece would lie beside the matrix.
+constexpr int kNarrow = 8;
 
 template <class T>
 struct alignas(16) Four {
@@ -25,9 +23,68 @@ __device__ __forceinline__ Four<T> load_four(const T* at) {
     return *reinterpret_cast<const Four<T>*>(at);
 }
 
-// to[c][r] = finish(c, r, sum over k of from[k][r] w(k, c)) for c < columns, k < depth, where w(k, c) is
-// weight[c * depth + k], or with transposed weight[k * columns + c]. Ends without a barrier.
-template <class T, bool transposed, class Finish>
+// Stages weights w(k0 + k, c0 + c); beyond the matrix zeros. w(k, c) is weight[c * depth + k], or with
+// transposed weight[k * columns + c].
+template <class T, bool transposed>
+__device__ __forceinline__ void load_stage(const T* weight, int depth, int columns, int k0, int c0,
+                                           T* stage) {
+    for (int i = threadIdx.x; i < kDepth * kColumns; i += kFieldThreads) {
+        // neighbouring threads take neighbouring numbers of the weight, and different banks
+        const int k = transposed ? i / kColumns : i % 8 + i / (8 * kColumns) * 8;
+        const int c = transposed ? i % kColumns : i / 8 % kColumns;
+        const bool inside = c0 + c < columns && k0 + k < depth;
+        const int64_t at = transposed ? int64_t{k0 + k} * columns + c0 + c : int64_t{c0 + c} * depth + k0 + k;
+        stage[k * kPitch + c] = inside ? weight[at] : T(0);
+    }
+}
+
+// A thread's results of one piece of columns: 4 columns at 8 rows.
+template <class T>
+struct PlainProduct {
+    T sum[4][8] = {};
+
+    __device__ __forceinline__ static int row() { return static_cast<int>(threadIdx.x) / 16 * 8; }
+    __device__ __forceinline__ static int column() { return static_cast<int>(threadIdx.x) % 16 * 4; }
+
+    // A piece of weights, times the `left` features from `from` on, or as many as it has.
+    __device__ __forceinline__ void add(const T* stage, const T* from, int left) {
+        const int steps = left < kDepth ? left : kDepth;
+#pragma unroll 2
+        for (int k = 0; k < steps; ++k) {
+            const Four<T> w = load_four(stage + k * kPitch + column());
+            const Four<T> low = load_four(from + k * kPitch + row());
+            const Four<T> high = load_four(from + k * kPitch + row() + 4);
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    sum[i][j] += w.v[i] * low.v[j];
+                    sum[i][j + 4] += w.v[i] * high.v[j];
+                }
+        }
+    }
+
+    // to[c][r] = finish(c, r, sum) for the first `columns` columns of the piece.
+    template <class Finish>
+    __device__ __forceinline__ void store(T* to, int columns, const Finish& finish) const {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int c = column() + i;
+            if (c >= columns) continue;
+#pragma unroll
+            for (int half = 0; half < 8; half += 4) {
+                Four<T> done;
+#pragma unroll
+                for (int j = 0; j < 4; ++j) done.v[j] = finish(c, row() + half + j, sum[i][half + j]);
+                *reinterpret_cast<Four<T>*>(to + c * kPitch + row() + half) = done;
+            }
+        }
+    }
+};
+
+// to[c][r] = finish(c, r, sum over k of from[k][r] w(k, c)) for c < columns, k < depth; w as in load_stage.
+// Ends without a barrier.
+template <class Product, bool transposed, class T, class Finish>
 __device__ __forceinline__ void multiply(const T* from, int depth, int columns, const T* weight, T* stage,
                                          T* to, const Finish& finish) {
     if (columns <= kNarrow) {
@@ -41,55 +98,23 @@ __device__ __forceinline__ void multiply(const T* from, int depth, int columns, 
         }
         return;
     }
-    const int row = static_cast<int>(threadIdx.x) / 16 * 8, column = static_cast<int>(threadIdx.x) % 16 * 4;
     for (int c0 = 0; c0 < columns; c0 += kColumns) {
-        T sum[4][8] = {};
+        Product product;
         for (int k0 = 0; k0 < depth; k0 += kDepth) {
             __syncthreads();
-            for (int i = threadIdx.x; i < kDepth * kColumns; i += kFieldThreads) {
-                // neighbouring threads take neighbouring numbers of the weight, and different banks
-                const int k = transposed ? i / kColumns : i % 8 + i / (8 * kColumns) * 8;
-                const int c = transposed ? i % kColumns : i / 8 % kColumns;
-                const bool inside = c0 + c < columns && k0 + k < depth;
-                const int64_t at =
-                    transposed ? int64_t{k0 + k} * columns + c0 + c : int64_t{c0 + c} * depth + k0 + k;
-                stage[k * kPitch + c] = inside ? weight[at] : T(0);
-            }
+            load_stage<T, transposed>(weight, depth, columns, k0, c0, stage);
             __syncthreads();
-            const int steps = depth - k0 < kDepth ? depth - k0 : kDepth;
-#pragma unroll 2
-            for (int k = 0; k < steps; ++k) {
-                const Four<T> w = load_four(stage + k * kPitch + column);
-                const Four<T> low = load_four(from + (k0 + k) * kPitch + row);
-                const Four<T> high = load_four(from + (k0 + k) * kPitch + row + 4);
-#pragma unroll
-                for (int i = 0; i < 4; ++i)
-#pragma unroll
-                    for (int j = 0; j < 4; ++j) {
-                        sum[i][j] += w.v[i] * low.v[j];
-                        sum[i][j + 4] += w.v[i] * high.v[j];
-                    }
-            }
+            product.add(stage, from + k0 * kPitch, depth - k0);
         }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int c = c0 + column + i;
-            if (c >= columns) continue;
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                Four<T> done;
-#pragma unroll
-                for (int j = 0; j < 4; ++j) done.v[j] = finish(c, row + 4 * half + j, sum[i][4 * half + j]);
-                *reinterpret_cast<Four<T>*>(to + c * kPitch + row + 4 * half) = done;
-            }
-        }
+        product.store(to + c0 * kPitch, columns - c0,
+                      [&](int c, int r, T sum) { return finish(c0 + c, r, sum); });
     }
 }
 
 // sums[c * fan_in + k] += sum over the first `rows` rows of upstream[c][r] in[k][r]. Ends without a barrier.
 template <class T, int rows>
-__device__ __forceinline__ void add_weight_gradient(const T* upstream, int fan_out, const T* in, int fan_in,
-                                                    T* sums) {
+__device__ __forceinline__ void add_weight_gradient(bool bfloat16, const T* upstream, int fan_out,
+                                                    const T* in, int fan_in, T* sums) {
     if (fan_in <= kNarrow || fan_out <= kNarrow) {
         for (int i = threadIdx.x; i < fan_in * fan_out; i += kFieldThreads) {
             const T* a = upstream + i / fan_in * kPitch;
@@ -101,6 +126,11 @@ __device__ __forceinline__ void add_weight_gradient(const T* upstream, int fan_o
         }
         return;
     }
+    if constexpr (sizeof(T) == sizeof(float))
+        if (bfloat16) {
+            add_weight_gradient_bfloat16<rows>(upstream, fan_out, in, fan_in, sums);
+            return;
+        }
     constexpr int wide = 16 / sizeof(T);
     struct alignas(16) Load {
         T v[wide];

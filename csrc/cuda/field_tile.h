@@ -58,15 +58,28 @@ __device__ __forceinline__ T* tile_memory(const TilePlan& plan, unsigned char* s
     return reinterpret_cast<T*>(memory);
 }
 
-// The network's layers up to z of the output, which gets no barrier behind it.
+// As multiply, by the kind of product that the network asks for.
+template <bool transposed, class T, class Finish>
+__device__ __forceinline__ void multiply_for(const Network<T>& net, const FieldLayer<T>& layer, const T* from,
+                                             T* stage, T* to, const Finish& finish) {
+    const int depth = transposed ? layer.fan_out : layer.fan_in,
+              columns = transposed ? layer.fan_in : layer.fan_out;
+    if constexpr (sizeof(T) == sizeof(float))
+        if (net.bfloat16) {
+            multiply<Bfloat16Product, transposed>(from, depth, columns, layer.weight, stage, to, finish);
+            return;
+        }
+    multiply<PlainProduct<T>, transposed>(from, depth, columns, layer.weight, stage, to, finish);
+}
+
+// The network's layers up to z of the output.
 template <class T, int K>
 __device__ __forceinline__ void run_layers(const Network<T>& net, T* stage, T* tile) {
     for (int l = 0; l < net.count; ++l) {
         const FieldLayer<T>& layer = net.layers[l];
-        multiply<T, false>(tile + layer.in * kPitch, layer.fan_in, layer.fan_out, layer.weight, stage,
-                           tile + layer.z * kPitch, [&](int c, int r, T sum) {
-                               return r < tile_points(K) ? sum + layer.bias[c] : sum;
-                           });
+        multiply_for<false>(
+            net, layer, tile + layer.in * kPitch, stage, tile + layer.z * kPitch,
+            [&](int c, int r, T sum) { return r < tile_points(K) ? sum + layer.bias[c] : sum; });
         __syncthreads();
         if (l + 1 < net.count) {
             activate<T, K>(layer, tile);

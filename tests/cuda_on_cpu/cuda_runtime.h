@@ -34,6 +34,7 @@ inline cudaError_t cudaGetDevice(int* device) {
 }
 inline cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidValue; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
-    *value = which == cudaDevAttrMultiProcessorCount ? 1 : static_cast<int>(cuda_on_cpu::shared_memory_size());
+    *value =
+        which == cudaDevAttrMultiProcessorCount ? 1 : static_cast<int>(cuda_on_cpu::shared_memory_size());
     return cudaSuccess;
 }

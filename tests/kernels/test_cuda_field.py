@@ -180,9 +180,41 @@ def test_float32(name: str) -> None:
         check(public, name, draw(name, 67, torch.float32), 1e-4)
 
 
-def test_half_types() -> None:
-    call = draw("siren", 40, torch.bfloat16)
-    check(field, "siren", call, 2**-7)
+def test_float16_is_computed_in_float32() -> None:
+    check(field, "siren", draw("siren", 40, torch.float16), 2**-10)
+
+
+@pytest.mark.parametrize("name", ["gated", "volume", "skip first"])
+def test_bfloat16(name: str) -> None:
+    for public in (field, field_jet):
+        call = draw(name, 40, torch.bfloat16)
+        exact = compute(public, name, {k: _double(v) for k, v in call.items()}, "reference")
+        for one, other in zip(compute(public, name, call, "cuda"), exact, strict=True):
+            assert one.dtype == torch.bfloat16
+            assert_near(one, other, 0.06)  # a few products with factors rounded to 2^-9
+
+
+@pytest.mark.parametrize("widths", [(18, 20), (70, 33)], ids=str)
+def test_bfloat16_products_are_exact_where_the_factors_are(widths: tuple[int, int]) -> None:
+    spec = FieldSpec(hidden=widths)
+    shapes = spec.parameter_shapes()
+    params = [torch.randint(-2, 3, s) / 2 * (torch.rand(s) < 6 / s[-1]) for s in shapes]
+    x = torch.randint(-4, 5, (70, 3)) / 4
+    for public in (field, field_jet):
+        found = []
+        for backend, dtype in (("cuda", torch.bfloat16), ("reference", torch.float64)):
+            inputs = [leaf(t.to(dtype)) for t in (x, *params)]
+            results = public(inputs[0], inputs[1:], spec, backend=backend)
+            results = results if isinstance(results, tuple) else (results,)
+            torch.manual_seed(1)
+            upstream = [torch.randint(-2, 3, r.shape).to(dtype) for r in results]
+            found.append([*results, *torch.autograd.grad(results, inputs, upstream, materialize_grads=True)])
+        for one, other in zip(*found, strict=True):
+            assert torch.equal(one.detach(), other.detach().bfloat16())
+
+
+def _double(value: Any) -> Any:
+    return [v.double() for v in value] if isinstance(value, list) else value.double()
 
 
 @pytest.mark.parametrize("name", ["volume", "gated"])
