@@ -29,7 +29,7 @@ __device__ __forceinline__ void store_outputs(const Network<T>& net, const TileP
 }
 
 template <class T, int K>
-__global__ void __launch_bounds__(kFieldThreads, 2)
+__global__ void __launch_bounds__(kFieldThreads, sizeof(T) == 4 ? 3 : 2)
     field_values(const __grid_constant__ Network<T> net, const __grid_constant__ Grid grid,
                  const TilePlan plan, int64_t n, const T* x, T* y, T* jacobian) {
     NR_DYNAMIC_SHARED(shared);

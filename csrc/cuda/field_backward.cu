@@ -51,9 +51,9 @@ __device__ __forceinline__ void layers_back(const Network<T>& net, T* stage, T* 
         }
         const T* upstream = tile + layer.z * kPitch;
         if (layer.want_weight)
-            add_weight_gradient<T, (K + 1) * tile_points(K)>(
-                net.bfloat16, upstream, layer.fan_out, tile + layer.in * kPitch, layer.fan_in,
-                sums + layer.sums);
+            add_weight_gradient<T, (K + 1) * tile_points(K)>(net.bfloat16, upstream, layer.fan_out,
+                                                             tile + layer.in * kPitch, layer.fan_in,
+                                                             sums + layer.sums);
         if (layer.want_bias)
             add_bias_gradient<T, tile_points(K)>(upstream, layer.fan_out,
                                                  sums + layer.sums + layer.fan_in * layer.fan_out);

@@ -23,6 +23,7 @@ struct Bfloat16Product {
 
     __device__ __forceinline__ void add(const float* stage, const float* from, int left) {
         const MmaLane lane;
+#pragma unroll 1
         for (int k0 = 0; k0 < kDepth && k0 < left; k0 += 16) {
             uint32_t a[4], b[2];
 #pragma unroll
@@ -76,6 +77,7 @@ __device__ __forceinline__ void add_weight_gradient_bfloat16(const float* upstre
     for (int c0 = 0; c0 < fan_out; c0 += 64)
         for (int k0 = 0; k0 < fan_in; k0 += 64) {
             Bfloat16Product product;
+#pragma unroll 1
             for (int r0 = 0; r0 < rows; r0 += 16) {
                 uint32_t a[4], b[2];
 #pragma unroll

@@ -18,15 +18,16 @@ def run(name: str, like: Tensor, *arguments: Any) -> None:
 
 
 def aligned(*tensors: Tensor) -> list[Tensor]:
-    """The tensors in their common type, at least float32, contiguous and at a place that vector loads may take."""
+    """The tensors in their common type, at least float32, contiguous, where vector loads may begin."""
     return [t if t.data_ptr() % 16 == 0 else t.clone() for t in cuda._computing(*tensors)]
 
 
 def scatter(grid: Any, x: Tensor, grad: Tensor, strides: tuple[int, int, int, int], into: Tensor) -> None:
     """Add the gradient of a grid's table or of a volume to ``into``.
 
-    ``strides``: rows of a point in ``grad``, then what lies between two rows, features and points. With torch's
-    deterministic algorithms the sum is one of 64-bit integers, whose buffer has eight bytes an element of ``into``.
+    ``strides``: rows of a point in ``grad``, then what lies between two rows, features and points. With
+    torch's deterministic algorithms the sum is one of 64-bit integers, whose buffer has eight bytes an element
+    of ``into``.
     """
     fixed = largest = None
     if torch.are_deterministic_algorithms_enabled():

@@ -1,13 +1,13 @@
 """The CUDA backend's field: a tile of points goes through the whole network in one kernel.
 
-float32 and float64 are computed as such, by plain multiply-adds. bfloat16 tensors take tensor cores: the factors of
-matrix products wider than 8 are rounded to bfloat16, sums and everything else are float32, results are converted back;
-coordinates have 8 bits then. float16 is computed in float32 and converted back.
+float32 and float64 are computed as such, by plain multiply-adds. bfloat16 tensors take tensor cores: the
+factors of matrix products wider than 8 are rounded to bfloat16, sums and everything else are float32, results
+are converted back; coordinates have 8 bits then. float16 is computed in float32 and converted back.
 
-Device memory beyond inputs and outputs: the scratch of
-csrc/cuda/field.h, at most 256 MiB unless one block alone needs more; in the backward of grids and latent volumes the
-gradients of their features for at most ``CHUNK_BYTES``, and with torch's deterministic algorithms eight bytes an element
-of the table or volume; for a flow what stepping.py keeps.
+Device memory beyond inputs and outputs: the scratch of csrc/cuda/field.h, at most 256 MiB unless one block
+alone needs more; in the backward of grids and latent volumes the gradients of their features for at most
+``CHUNK_BYTES``, and with torch's deterministic algorithms eight bytes an element of the table or volume; for a
+flow what stepping.py keeps.
 """
 
 from __future__ import annotations
