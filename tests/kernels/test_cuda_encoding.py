@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from neuralreg.kernels import hash_encode
 from neuralreg.kernels.backends import cuda_encoding
 from neuralreg.kernels.backends.reference import encoding as reference
 from neuralreg.kernels.spec import HashGrid
@@ -197,3 +198,12 @@ def test_fourier_gives_the_same_bits_in_any_order(kernels: Library) -> None:  # 
     for other in found[1:]:
         for one, first in zip(other, found[0], strict=True):
             assert torch.equal(one, first)
+
+
+def test_the_registered_op() -> None:
+    spec = HASH["both, smooth"]
+    x, table = leaf(points(9, 3, spec)), leaf(table_for(spec, 3))
+    options = (list(spec.resolutions), 1 << spec.log2_table_size, True, "cuda")
+    torch.library.opcheck(torch.ops.neuralreg.hash_encode_forward, (x, table, *options))
+    value = hash_encode(x, table, spec, backend="cuda")
+    assert torch.equal(value, hashed(x.detach(), table.detach(), spec)[0])
