@@ -130,7 +130,7 @@ __device__ __forceinline__ void scatter_point(const Grid& grid, int level, const
 }
 
 template <class T, int N, bool fixed>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 2 : 1)
     scatter(const Grid grid, int first, bool coarse, int64_t blocks, int64_t n, const T* x,
             const Upstream<T> grad, typename Sums<T, fixed>::Type* to, const uint64_t* largest) {
     NR_DYNAMIC_SHARED(memory);
@@ -207,12 +207,14 @@ __global__ void __launch_bounds__(kThreads, 2)
     T at[N], sum[N] = {};
     for (int d = 0; d < N; ++d) at[d] = x[p * N + d];
     const bool pairs = in_pairs(grid);
+#pragma unroll 1
     for (int level = 0; level < grid.count; ++level) {
         const GridLevel& here = grid.levels[level];
         const GridCell<T, N> cell(here, grid.smooth, at);
         const T* g = grad.data + p * grad.point + static_cast<int64_t>(level) * grid.features * grad.feature;
+#pragma unroll 1  // a level's loads are enough to have under way
         for (int f = 0; f < grid.features; f += pairs ? 2 : 1, g += (pairs ? 2 : 1) * grad.feature)
-#pragma unroll
+#pragma unroll 2
             for (int c = 0; c < 1 << N; ++c) {
                 const Pair<T> value = load_features(grid, table, cell.entry(here, c), f, pairs);
 #pragma unroll
