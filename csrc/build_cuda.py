@@ -30,6 +30,11 @@ def sources() -> list[Path]:
     return sorted(path.relative_to(ROOT) for path in (ROOT / "csrc/cuda").glob("*.cu"))
 
 
+def bindings() -> list[Path]:
+    """What makes the kernels known to Python, relative to the root."""
+    return sorted(path.relative_to(ROOT) for path in (ROOT / "csrc/bind").glob("cuda*.cpp"))
+
+
 def compiler() -> str:
     """nvcc from PATH, else from CUDA_HOME.
 
@@ -83,9 +88,9 @@ def build(compile_with: Any, folder: Path, target: Path, headers: dict[Path, str
     objects = [folder / f"{source.stem}.o" for source in sources()]
     for source, made in zip(sources(), objects, strict=True):
         compile_with.make(command, source, made, {})
-    objects.append(folder / "cuda_module.o")
-    flags = ["-Icsrc", "-DNR_MODULE_NAME=_cuda"]
-    compile_with.compile(Path("csrc/bind/cuda_module.cpp"), objects[-1], flags, headers)
+    for source in bindings():
+        objects.append(folder / f"{source.stem}.o")
+        compile_with.compile(source, objects[-1], ["-Icsrc", "-DNR_MODULE_NAME=_cuda"], headers)
     exports = folder / "exports"
     exports.write_text("{ global: PyInit__cuda; local: *; };\n")
     fresh = target.with_name(f".{target.name}.{os.getpid()}")

@@ -12,6 +12,8 @@ from .backends import (  # noqa: F401 (register the backends' kernels)
     cpu_sampling,
     cpu_ssim,
     cuda,
+    cuda_encoding,
+    cuda_field,
     triton_ops,
 )
 from .backends.registry import BackendError, backends, use_backend

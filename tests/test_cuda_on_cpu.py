@@ -76,9 +76,10 @@ def test_shared_memory_starts_as_nan(broken: Path) -> None:
     assert "nan" in run(broken, "unwritten_shared").stdout
 
 
-def test_kernels_stay_within_their_buffers() -> None:
-    sources = [*KERNELS, HERE / "exact_buffers.cpp"]
-    done = run(made("exact_buffers", sources, SANITIZE, SANITIZE))
+@pytest.mark.parametrize("program", ["exact_buffers", "exact_field"])
+def test_kernels_stay_within_their_buffers(program: str) -> None:
+    sources = [*KERNELS, HERE / f"{program}.cpp"]
+    done = run(made(program, sources, SANITIZE, SANITIZE))
     assert done.returncode == 0, done.stderr
     assert done.stdout == "all within bounds\n"
 

@@ -2,14 +2,12 @@
 #include <string>
 #include <utility>
 
-#include "bind/bind.h"
+#include "bind/cuda.h"
 #include "cuda/ops.h"
 #include "math/lncc.h"
 
 namespace nr {
 namespace {
-
-gpu::Where place(int device, Address stream) { return {device, pointer<void>(stream)}; }
 
 gpu::LnccShape lncc_shape(int64_t batch, int64_t channels, std::vector<int64_t> size,
                           std::vector<int64_t> window, bool valid, int64_t mask_channels, bool squared,
@@ -85,6 +83,8 @@ PYBIND11_MODULE(NR_MODULE_NAME, m) {
     m.def("ssim_backward_scratch", &nr::gpu::ssim_backward_scratch);
     m.def("lncc_forward_scratch", &nr::gpu::lncc_forward_scratch);
     m.def("lncc_backward_scratch", &nr::gpu::lncc_backward_scratch);
+    nr::bind_cuda_encoding(m);
+    nr::bind_cuda_field(m);
     nr::bind_windows<float>(m, "_f32");
     nr::bind_windows<double>(m, "_f64");
 }

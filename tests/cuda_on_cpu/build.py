@@ -44,30 +44,32 @@ def _folder() -> Path:
 
 
 def made(name: str, sources: list[Path], flags: list[str], link: list[str]) -> Path:
-    """The file that these sources compile and link to; made anew only when a source, a header or a flag changed."""
+    """The file that these sources compile and link to; what no source, header or flag has changed stays as it was."""
     command = [compiler(), *FLAGS, *flags]
     headers = [*HERE.glob("*.h"), *(ROOT / "csrc/cuda").glob("*.h"), *(ROOT / "csrc/math").glob("*.h")]
-    headers.append(ROOT / "csrc/bind/bind.h")
-    text = b"".join(path.read_bytes() for path in [*sources, *sorted(headers)])
-    key = hashlib.sha256(repr((command, link)).encode() + text).hexdigest()[:16]
+    headers += (ROOT / "csrc/bind").glob("*.h")
+    known = b"".join(path.read_bytes() for path in sorted(headers))
     folder = _folder()
-    target = folder / f"{key}" / name
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the tests' workers are many
-        if target.exists():
-            return target
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            objects = []
-            for source in sources:
-                objects.append(str(Path(scratch) / f"{source.name}.o"))
-                speed = (
-                    "-O1" if source.suffix == ".cu" else "-O0"
-                )  # compiling the rest takes longer than running it
-                _run([*command, speed, "-x", "c++", "-c", str(source), "-o", objects[-1]])
-            fresh = Path(scratch) / name
-            _run([command[0], *objects, *link, "-o", str(fresh)])
-            target.parent.mkdir(exist_ok=True)
-            os.replace(fresh, target)
+        objects = []
+        for source in sources:
+            speed = (
+                "-O1" if source.suffix == ".cu" else "-O0"
+            )  # compiling the rest takes longer than running it
+            compile_it = [*command, speed, "-x", "c++", "-c", str(source)]
+            objects.append(_once(folder, f"{source.name}.o", compile_it, known + source.read_bytes()))
+        return _once(folder, name, [command[0], *map(str, objects), *link], b"")
+
+
+def _once(folder: Path, name: str, command: list[str], read: bytes) -> Path:
+    """The file that a command writes when it reads these bytes."""
+    target = folder / hashlib.sha256(repr(command).encode() + read).hexdigest()[:16] / name
+    if not target.exists():
+        target.parent.mkdir(exist_ok=True)
+        fresh = target.with_name(f".{name}")
+        _run([*command, "-o", str(fresh)])
+        os.replace(fresh, target)
     return target
 
 
@@ -84,7 +86,7 @@ class Library:
         pybind11 = pytest.importorskip("pybind11")
         flags = [f"-DNR_MODULE_NAME={NAME}", f"-isystem{pybind11.get_include()}"]
         flags.append(f"-isystem{sysconfig.get_path('include')}")
-        sources = [*KERNELS, ROOT / "csrc/bind/cuda_module.cpp", HERE / "controls.cpp"]
+        sources = [*KERNELS, *sorted((ROOT / "csrc/bind").glob("cuda*.cpp")), HERE / "controls.cpp"]
         path = made(f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}", sources, flags, ["-shared"])
         self.module = _load(path)
         self._controls = ctypes.CDLL(str(path))

@@ -53,6 +53,41 @@ inline uint32_t ballot(uint32_t mask, int predicate, const char* file, int line)
     return votes;
 }
 
+// Rounded to nearest, ties to even; NaN stays NaN.
+inline uint32_t bfloat16_bits(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    if (value != value) return bits >> 16 | 0x40;
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+inline float half_of(uint32_t packed, int which) {
+    const uint32_t bits = which ? packed & 0xffff0000u : packed << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// PTX's mma.m16n8k16 with bfloat16 factors and float32 sums, from the fragments that the lanes hold.
+inline void mma_bfloat16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const char* file,
+                         int line) {
+    const int g = lane_id() / 4, t = lane_id() % 4;
+    float left[2][16];
+    meet(0xffffffffu, a, sizeof a, file, line);
+    for (int k = 0; k < 16; ++k) {
+        uint32_t of[4];
+        std::memcpy(of, lane_value(static_cast<unsigned>(4 * g + k % 8 / 2)), sizeof of);
+        for (int i = 0; i < 2; ++i) left[i][k] = half_of(of[i + k / 8 * 2], k % 2);
+    }
+    meet(0xffffffffu, b, sizeof b, file, line);
+    for (int column = 0; column < 2; ++column)
+        for (int k = 0; k < 16; ++k) {
+            uint32_t of[2];
+            std::memcpy(of, lane_value(static_cast<unsigned>(4 * (2 * t + column) + k % 8 / 2)), sizeof of);
+            for (int i = 0; i < 2; ++i) sum[2 * i + column] += left[i][k] * half_of(of[k / 8], k % 2);
+        }
+}
+
 inline uint32_t present(uint32_t mask) {  // lanes that exist
     const unsigned left = machine().count - self().rank / 32 * 32;
     return left >= 32 ? mask : mask & ((1u << left) - 1);
