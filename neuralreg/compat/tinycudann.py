@@ -187,11 +187,15 @@ def _encoding(ndim: int, config: dict[str, Any]) -> tuple[HashGrid | Fourier | N
         count = _options(config, {"n_frequencies": 12}, kind)["n_frequencies"]
         return Fourier(ndim * count, math.pi), plain
     if kind not in ("Grid", "HashGrid", "DenseGrid"):
-        raise ValueError(f"encoding {kind!r} is not covered; there are Grid, HashGrid, DenseGrid, Frequency, Identity")
+        raise ValueError(
+            f"encoding {kind!r} is not covered; there are Grid, HashGrid, DenseGrid, Frequency, Identity"
+        )
     given = _options(config, _GRID, kind)
     interpolation = str(given["interpolation"]).lower()
     if interpolation not in ("linear", "smoothstep"):
-        raise ValueError(f"interpolation {given['interpolation']!r} is not covered; there are Linear, Smoothstep")
+        raise ValueError(
+            f"interpolation {given['interpolation']!r} is not covered; there are Linear, Smoothstep"
+        )
     storage = {"HashGrid": "Hash", "DenseGrid": "Dense"}.get(kind, given["type"])
     if storage not in ("Hash", "Dense"):
         raise ValueError(f"grid type {storage!r} is not covered; there are Hash, Dense")

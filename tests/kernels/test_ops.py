@@ -17,7 +17,16 @@ from .common import assert_near, serving
 
 PUBLIC = (
     *("grid_sample", "warp", "warp_with_gradient", "lncc", "ssim", "jacobian_determinant", "jacobian_loss"),
-    *("jacobian_penalty", "log_jacobian", "diffusion_loss", "bending_loss", "compose", "integrate", "invert", "refine"),
+    *(
+        "jacobian_penalty",
+        "log_jacobian",
+        "diffusion_loss",
+        "bending_loss",
+        "compose",
+        "integrate",
+        "invert",
+        "refine",
+    ),
     *("fourier_encode", "hash_encode", "field", "field_jet", "table_adam"),
 )
 BACKENDS = ["reference"] + (["cpu"] if registry.available("cpu")[0] else [])
