@@ -58,7 +58,7 @@ class Rows(NamedTuple):
 
     @property
     def start(self) -> Tensor:
-        return self.tensor.view(-1)[self.column :]
+        return self.tensor[0, 0, self.column :]
 
     @property
     def strides(self) -> tuple[int, int]:

@@ -22,6 +22,8 @@ _MODULES = {
     "ssim": "triton_ssim",
     "hash_encode": "triton_encoding",
     "fourier_encode": "triton_encoding",
+    "field": "triton_field",
+    "field_jet": "triton_field",
 }
 for _public, _module in _MODULES.items():
     for _step in ("", "_forward", "_backward"):
