@@ -17,9 +17,7 @@ it is gated, and one more), in the backward twice that and the weights' gradient
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -34,104 +32,17 @@ from .triton_encoding import (
     fourier_values,
     grid_gradients,
     grid_values,
-    in_triton,
     levels_of_grid,
     levels_of_volume,
     wide,
 )
 from .triton_field_kernels import field_backward_kernel, field_forward_kernel
-from .triton_plan import on_device, parts, power_of_two
+from .triton_field_layout import layout_of
+from .triton_plan import on_device, parts
 
 WORKSPACE = 128 * 2**20
-SHARE = 16384  # elements of a slot: 64 a thread
-BLOCK = 128  # points of a block at most
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Sizes of a field's launches and the constants of its kernels."""
-
-    spec: FieldSpec
-    dtype: torch.dtype
-    jet: bool
-
-    @property
-    def planes(self) -> int:
-        """Sets of rows: values, and tangents."""
-        return 1 + self.spec.ndim if self.jet else 1
-
-    @property
-    def stride(self) -> int:
-        """Elements between the inputs of two points."""
-        return 16 * parts(self.spec.inputs, 16)
-
-    @property
-    def slots(self) -> int:
-        return len(self.spec.hidden) * (2 if self.spec.gated else 1) + 1
-
-    @functools.cached_property
-    def offsets(self) -> tuple[int, ...]:
-        """Where the layers' weights begin among all parameters, the biases behind each, and the end."""
-        starts = [0]
-        for widths in (self.spec.widths, self.spec.gate_widths):
-            for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
-                starts.append(starts[-1] + fan_out * (fan_in + 1))
-        return tuple(starts)
-
-    @functools.cached_property
-    def constants(self) -> dict[str, Any]:
-        spec = self.spec
-        count = len(spec.hidden)
-        width, out = (max(16, power_of_two(w)) for w in (max(spec.hidden), spec.out))
-        row = max(width, out)
-        fitting = SHARE // (self.planes * row)
-        block = max(16, min(BLOCK, 1 << (fitting.bit_length() - 1) if fitting else 16))
-        return {
-            "HIDDEN": spec.hidden,
-            "OFFSETS": self.offsets[: count + 1],
-            "OMEGAS": spec.omega,
-            "GATE_OFFSETS": self.offsets[count + 1 : -1],
-            "GATE_OMEGAS": spec.gate_omega,
-            "KIND": spec.activation,
-            "SKIP": spec.skip,
-            "GATED": spec.gated,
-            "OUTPUT": spec.output,
-            "INPUTS": spec.inputs,
-            "ENCODED": spec.encoded,
-            "OUT": spec.out,
-            "D": self.planes - 1,
-            "W": width,
-            "BW": row,
-            "WO": out,
-            "BP": block,
-            "BK": min(width, out, 32 if self.dtype == torch.bfloat16 else 16),
-            "TILE": min(width, 64),
-            "ACC": in_triton(self.dtype),
-            "PLAIN": registry.interpreted and self.dtype == torch.bfloat16,
-        }
-
-    @property
-    def block(self) -> int:
-        return self.constants["BP"]
-
-    @property
-    def slot(self) -> int:
-        return self.planes * self.block * self.constants["BW"]
-
-    @property
-    def warps(self) -> int:
-        return 4 if self.slot <= 4096 else 8
-
-    def chunk(self, n: int, backward: bool) -> int:
-        """Points that go through together: whole blocks."""
-        size = self.dtype.itemsize + (wide(self.dtype).itemsize if backward else 0)
-        fitting = WORKSPACE // (self.planes * self.stride * size * self.block)
-        return self.block * max(1, min(fitting, parts(n, self.block)))
-
-
-@functools.lru_cache(maxsize=256)
-def _layout(spec: FieldSpec, dtype: torch.dtype, jet: bool, share: int, block: int) -> Layout:
-    return Layout(spec, dtype, jet)
+SHARE = 8192  # elements of a slot: with more, registers spill
+BLOCK = 64  # points of a block at most
 
 
 def _programs(device: torch.device) -> int:
@@ -155,7 +66,7 @@ class Call:
         self.latent = rest.pop(0) if spec.latent else None
         self.volume = rest.pop(0) if spec.latent_volume else None
         self.layers = rest
-        self.layout = _layout(spec, x.dtype, jet, SHARE, BLOCK)
+        self.layout = layout_of(spec, x.dtype, jet, SHARE, BLOCK)
         self.params = torch.cat([t.reshape(-1) for t in rest])
 
     def forward(self) -> tuple[Tensor, Tensor]:
@@ -165,7 +76,7 @@ class Call:
         jacobian = torch.empty([*shape, layout.planes - 1], dtype=x.dtype, device=x.device)
         if n == 0:
             return y, jacobian
-        chunk = layout.chunk(n, backward=False)
+        chunk = layout.chunk(n, WORKSPACE, backward=False)
         inputs, work, programs = self._room(chunk)
         for start in range(0, n, chunk):
             part = slice(start, min(n, start + chunk))
@@ -173,7 +84,7 @@ class Call:
             count = part.stop - start
             field_forward_kernel[(min(programs, parts(count, layout.block)),)](
                 *(x[part], work, work, self.params, y[part], jacobian[part] if layout.jet else y),
-                *(count, inputs.stride(0), layout.stride, inputs.numel(), 0),
+                *(count, inputs.stride(0), layout.stride, inputs.numel()),
                 **layout.constants,
                 num_warps=layout.warps,
                 num_stages=1,
@@ -187,7 +98,7 @@ class Call:
             return gradients.rounded()
         grad = grad.contiguous()
         slope = grad if grad_jacobian is None else grad_jacobian.contiguous()
-        chunk = layout.chunk(n, backward=True)
+        chunk = layout.chunk(n, WORKSPACE, backward=True)
         inputs, work, programs = self._room(chunk)
         sums = wide(x.dtype)
         to_inputs = torch.empty(inputs.shape, dtype=sums, device=x.device)
@@ -320,8 +231,8 @@ class Gradients:
 
     def layers(self, flat: Tensor) -> None:
         """From one row of all layers' gradients."""
-        parts_ = flat.split([p.numel() for p in self.call.layers])
-        for target, source in zip(self.of_layers, parts_, strict=True):
+        pieces = flat.split([p.numel() for p in self.call.layers])
+        for target, source in zip(self.of_layers, pieces, strict=True):
             if target is not None:
                 target.copy_(source.view_as(target))
 

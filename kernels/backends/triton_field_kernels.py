@@ -31,7 +31,7 @@ from .triton_field_layers import (
 
 @triton.jit
 def layer_forward(
-    work, wide, params, layer, a, a_plane, a_stride, rows, own, own_wide, K,
+    work, wide, params, layer, a, a_plane, a_stride, n_rows, own, own_wide, K,
     KMAX: tl.constexpr, FIRST: tl.constexpr, SAVE: tl.constexpr, GATE: tl.constexpr, HIDDEN: tl.constexpr,
     OFFSETS: tl.constexpr, OMEGAS: tl.constexpr, KIND: tl.constexpr, SKIP: tl.constexpr, MODULATED: tl.constexpr,
     D: tl.constexpr, W: tl.constexpr, BW: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
@@ -43,7 +43,7 @@ def layer_forward(
     N = pick(HIDDEN, layer, tl.int32)
     w = pick(OFFSETS, layer, tl.int64)
     z, t0, t1, t2 = dense(
-        work, a, a_plane, a_stride, rows, params, w, K, 1, N, K, D, KMAX, W, BP, BK, ACC, PLAIN
+        work, a, a_plane, a_stride, n_rows, params, w, K, 1, N, K, D, KMAX, W, BP, BK, ACC, PLAIN
     )
     z += bias_of(params, w + N * K, N, W, ACC)
     slot = (LAYERS if GATE else 0) + layer
@@ -65,7 +65,7 @@ def layer_forward(
 
 @triton.jit
 def block_forward(
-    work, wide, params, inputs, plane, stride, rows, own, own_wide,
+    work, wide, params, inputs, plane, stride, n_rows, own, own_wide,
     SAVE: tl.constexpr, HIDDEN: tl.constexpr, OFFSETS: tl.constexpr, OMEGAS: tl.constexpr,
     GATE_OFFSETS: tl.constexpr, GATE_OMEGAS: tl.constexpr, KIND: tl.constexpr, SKIP: tl.constexpr,
     GATED: tl.constexpr, INPUTS: tl.constexpr, ENCODED: tl.constexpr, OUT: tl.constexpr, D: tl.constexpr,
@@ -78,11 +78,11 @@ def block_forward(
     MAIN: tl.constexpr = ENCODED if GATED else INPUTS
     if GATED:
         layer_forward(
-            work, wide, params, 0, inputs, plane, stride, rows, own, own_wide, INPUTS, INPUTS, True, SAVE, True,
+            work, wide, params, 0, inputs, plane, stride, n_rows, own, own_wide, INPUTS, INPUTS, True, SAVE, True,
             HIDDEN, GATE_OFFSETS, GATE_OMEGAS, "sine", SKIP, False, D, W, BW, BP, BK, ACC, PLAIN
         )  # fmt: skip
     layer_forward(
-        work, wide, params, 0, inputs, plane, stride, rows, own, own_wide, MAIN, MAIN, True, SAVE, False,
+        work, wide, params, 0, inputs, plane, stride, n_rows, own, own_wide, MAIN, MAIN, True, SAVE, False,
         HIDDEN, OFFSETS, OMEGAS, KIND, SKIP, GATED, D, W, BW, BP, BK, ACC, PLAIN
     )  # fmt: skip
     for layer in range(1, LAYERS):
@@ -90,11 +90,11 @@ def block_forward(
         a = own + (layer - 1) * SLOT
         if GATED:
             layer_forward(
-                work, wide, params, layer, a + LAYERS * SLOT, BP * BW, BW, True, own, own_wide, K, W, False, SAVE,
+                work, wide, params, layer, a + LAYERS * SLOT, BP * BW, BW, BP, own, own_wide, K, W, False, SAVE,
                 True, HIDDEN, GATE_OFFSETS, GATE_OMEGAS, "sine", SKIP, False, D, W, BW, BP, BK, ACC, PLAIN
             )  # fmt: skip
         layer_forward(
-            work, wide, params, layer, a, BP * BW, BW, True, own, own_wide, K, W, False, SAVE, False,
+            work, wide, params, layer, a, BP * BW, BW, BP, own, own_wide, K, W, False, SAVE, False,
             HIDDEN, OFFSETS, OMEGAS, KIND, SKIP, GATED, D, W, BW, BP, BK, ACC, PLAIN
         )  # fmt: skip
     K = HIDDEN[LAYERS - 1]
@@ -104,7 +104,7 @@ def block_forward(
         own + (LAYERS - 1) * SLOT,
         BP * BW,
         BW,
-        True,
+        BP,
         params,
         w,
         K,
@@ -124,7 +124,7 @@ def block_forward(
 
 @triton.jit
 def field_forward_kernel(
-    x, work, wide, params, y, jacobian, n, plane, stride, slots, slots_wide,
+    x, work, wide, params, y, jacobian, n, plane, stride, slots,
     HIDDEN: tl.constexpr, OFFSETS: tl.constexpr, OMEGAS: tl.constexpr, GATE_OFFSETS: tl.constexpr,
     GATE_OMEGAS: tl.constexpr, KIND: tl.constexpr, SKIP: tl.constexpr, GATED: tl.constexpr, OUTPUT: tl.constexpr,
     INPUTS: tl.constexpr, ENCODED: tl.constexpr, OUT: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
@@ -140,13 +140,13 @@ def field_forward_kernel(
     block = tl.program_id(0)
     while block * BP < n:
         point = block.to(tl.int64) * BP + tl.arange(0, BP)[:, None]
-        rows = point < n
+        n_rows = tl.minimum(n - block * BP, BP)
         first = block.to(tl.int64) * BP * stride
         z, t0, t1, t2 = block_forward(
-            work, wide, params, first, plane, stride, rows, own, own, False, HIDDEN, OFFSETS, OMEGAS, GATE_OFFSETS,
+            work, wide, params, first, plane, stride, n_rows, own, own, False, HIDDEN, OFFSETS, OMEGAS, GATE_OFFSETS,
             GATE_OMEGAS, KIND, SKIP, GATED, INPUTS, ENCODED, OUT, D, W, BW, WO, BP, BK, ACC, PLAIN
         )  # fmt: skip
-        kept = rows & (column < OUT)
+        kept = (point < n) & (column < OUT)
         to = point * OUT + column
         if OUTPUT == "velocity":
             z, slope, _ = tanh(z, ACC)
@@ -169,11 +169,11 @@ def field_forward_kernel(
 
 @triton.jit
 def layer_backward(
-    work, wide, params, partial, layer, v, t0, t1, t2, a, a_plane, a_stride, rows, own, own_wide, going, K,
+    work, wide, params, partial, layer, v, t0, t1, t2, a, a_plane, a_stride, n_rows, own, own_wide, going, K,
     KMAX: tl.constexpr, FIRST: tl.constexpr, GATE: tl.constexpr, HIDDEN: tl.constexpr, OFFSETS: tl.constexpr,
     OMEGAS: tl.constexpr, KIND: tl.constexpr, SKIP: tl.constexpr, MODULATED: tl.constexpr, SLOTS: tl.constexpr,
-    D: tl.constexpr, W: tl.constexpr, BW: tl.constexpr, BP: tl.constexpr, TILE: tl.constexpr, ACC: tl.constexpr,
-    PLAIN: tl.constexpr, WANT: tl.constexpr,
+    D: tl.constexpr, W: tl.constexpr, BW: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, TILE: tl.constexpr,
+    ACC: tl.constexpr, PLAIN: tl.constexpr, WANT: tl.constexpr,
 ):  # fmt: skip
     """From the gradient of a hidden layer's output to that of its z, left in the gradients' slot, and its weights'.
 
@@ -214,15 +214,15 @@ def layer_backward(
         w = pick(OFFSETS, layer, tl.int64)
         add_bias(v, partial, w + N * K, going, N, W)
         add_outer(
-            work, a, a_plane, a_stride, rows, own + SLOTS * SLOT, partial, w, going, N, K,
-            D, KMAX, W, TILE, BW, BP, ACC, PLAIN
+            work, a, a_plane, a_stride, n_rows, own + SLOTS * SLOT, partial, w, going, N, K,
+            D, KMAX, W, TILE, BW, BP, BK, ACC, PLAIN
         )  # fmt: skip
     return past, past0, past1, past2
 
 
 @triton.jit
 def stack_backward(
-    work, wide, params, partial, grad_inputs, v, t0, t1, t2, inputs, plane, stride, rows, own, own_wide, going,
+    work, wide, params, partial, grad_inputs, v, t0, t1, t2, inputs, plane, stride, n_rows, own, own_wide, going,
     IN: tl.constexpr, ADD: tl.constexpr, GATE: tl.constexpr, HIDDEN: tl.constexpr, OFFSETS: tl.constexpr,
     OMEGAS: tl.constexpr, KIND: tl.constexpr, SKIP: tl.constexpr, MODULATED: tl.constexpr, SLOTS: tl.constexpr,
     D: tl.constexpr, W: tl.constexpr, BW: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, TILE: tl.constexpr,
@@ -240,30 +240,32 @@ def stack_backward(
         K = pick(HIDDEN, layer - 1, tl.int32)
         a = own + ((LAYERS if GATE else 0) + layer - 1) * SLOT
         s, s0, s1, s2 = layer_backward(
-            work, wide, params, partial, layer, v, t0, t1, t2, a, BP * BW, BW, True, own, own_wide, going, K,
-            W, False, GATE, HIDDEN, OFFSETS, OMEGAS, KIND, SKIP, MODULATED, SLOTS, D, W, BW, BP, TILE, ACC, PLAIN,
-            WANT
+            work, wide, params, partial, layer, v, t0, t1, t2, a, BP * BW, BW, BP, own, own_wide, going, K,
+            W, False, GATE, HIDDEN, OFFSETS, OMEGAS, KIND, SKIP, MODULATED, SLOTS, D, W, BW, BP, BK, TILE,
+            ACC, PLAIN, WANT
         )  # fmt: skip
         v, t0, t1, t2 = dense(
-            work, own_gradients, BP * BW, BW, True, params, pick(OFFSETS, layer, tl.int64), 1, K, K,
+            work, own_gradients, BP * BW, BW, BP, params, pick(OFFSETS, layer, tl.int64), 1, K, K,
             pick(HIDDEN, layer, tl.int32), D, W, W, BP, BK, ACC, PLAIN
         )  # fmt: skip
         if SKIP == "previous" and not MODULATED:
             v, t0, t1, t2 = v + s, t0 + s0, t1 + s1, t2 + s2
     layer_backward(
-        work, wide, params, partial, 0, v, t0, t1, t2, inputs, plane, stride, rows, own, own_wide, going, IN,
-        IN, True, GATE, HIDDEN, OFFSETS, OMEGAS, KIND, SKIP, MODULATED, SLOTS, D, W, BW, BP, TILE, ACC, PLAIN, WANT
+        work, wide, params, partial, 0, v, t0, t1, t2, inputs, plane, stride, n_rows, own, own_wide, going, IN,
+        IN, True, GATE, HIDDEN, OFFSETS, OMEGAS, KIND, SKIP, MODULATED, SLOTS, D, W, BW, BP, BK, TILE, ACC, PLAIN,
+        WANT
     )  # fmt: skip
     if WANT_INPUTS:
         for first in range(0, IN, W):
             v, t0, t1, t2 = dense(
-                work, own_gradients, BP * BW, BW, True, params, OFFSETS[0] + first, 1, IN, IN - first,
+                work, own_gradients, BP * BW, BW, BP, params, OFFSETS[0] + first, 1, IN, IN - first,
                 HIDDEN[0], D, W, W, BP, BK, ACC, PLAIN
             )  # fmt: skip
             column = first + tl.arange(0, W)[None, :]
-            kept = rows & (column < IN)
-            there = rows & (column < ADD)
-            to = grad_inputs + inputs + tl.arange(0, BP)[:, None] * stride + column
+            point = tl.arange(0, BP)[:, None]
+            kept = (point < n_rows) & (column < IN)
+            there = kept & (column < ADD)
+            to = grad_inputs + inputs + point * stride + column
             tl.store(to, v + tl.load(to, mask=there, other=0.0), mask=kept)
             if D > 0:
                 tl.store(to + plane, t0 + tl.load(to + plane, mask=there, other=0.0), mask=kept)
@@ -298,13 +300,13 @@ def field_backward_kernel(
     while block * BP < n:
         going = (block + started * tl.num_programs(0) + tl.zeros((1, 1), tl.int32)) >= tl.num_programs(0)
         point = block.to(tl.int64) * BP + tl.arange(0, BP)[:, None]
-        rows = point < n
+        n_rows = tl.minimum(n - block * BP, BP)
         first = block.to(tl.int64) * BP * stride
         z, z0, z1, z2 = block_forward(
-            work, wide, params, first, plane, stride, rows, own, own_wide, True, HIDDEN, OFFSETS, OMEGAS,
+            work, wide, params, first, plane, stride, n_rows, own, own_wide, True, HIDDEN, OFFSETS, OMEGAS,
             GATE_OFFSETS, GATE_OMEGAS, KIND, SKIP, GATED, INPUTS, ENCODED, OUT, D, W, BW, WO, BP, BK, ACC, PLAIN
         )  # fmt: skip
-        kept = rows & (column < OUT)
+        kept = (point < n) & (column < OUT)
         at = point * OUT + column
         v = tl.load(grad + at, mask=kept, other=0.0).to(ACC)
         t0 = v
@@ -326,14 +328,14 @@ def field_backward_kernel(
         if WANT:
             add_bias(v, mine, w + OUT * K, going, OUT, WO)
             add_outer(
-                work, own + (LAYERS - 1) * SLOT, BP * BW, BW, True, own + SLOTS * SLOT, mine, w, going, OUT, K,
-                D, W, WO, TILE, BW, BP, ACC, PLAIN
+                work, own + (LAYERS - 1) * SLOT, BP * BW, BW, BP, own + SLOTS * SLOT, mine, w, going, OUT, K,
+                D, W, WO, TILE, BW, BP, BK, ACC, PLAIN
             )  # fmt: skip
         v, t0, t1, t2 = dense(
-            work, own + SLOTS * SLOT, BP * BW, BW, True, params, w, 1, K, K, OUT, D, WO, W, BP, BK, ACC, PLAIN
+            work, own + SLOTS * SLOT, BP * BW, BW, BP, params, w, 1, K, K, OUT, D, WO, W, BP, BK, ACC, PLAIN
         )
         stack_backward(
-            work, wide, params, mine, grad_inputs, v, t0, t1, t2, first, plane, stride, rows, own, own_wide, going,
+            work, wide, params, mine, grad_inputs, v, t0, t1, t2, first, plane, stride, n_rows, own, own_wide, going,
             ENCODED if GATED else INPUTS, 0, False, HIDDEN, OFFSETS, OMEGAS, KIND, SKIP, GATED, SLOTS,
             D, W, BW, BP, BK, TILE, ACC, PLAIN, WANT, WANT_INPUTS
         )  # fmt: skip
@@ -341,7 +343,7 @@ def field_backward_kernel(
             tl.debug_barrier()
             v = tl.zeros((BP, W), ACC)
             stack_backward(
-                work, wide, params, mine, grad_inputs, v, v, v, v, first, plane, stride, rows, own, own_wide, going,
+                work, wide, params, mine, grad_inputs, v, v, v, v, first, plane, stride, n_rows, own, own_wide, going,
                 INPUTS, ENCODED, True, HIDDEN, GATE_OFFSETS, GATE_OMEGAS, "sine", SKIP, False, SLOTS,
                 D, W, BW, BP, BK, TILE, ACC, PLAIN, WANT, WANT_INPUTS
             )  # fmt: skip

@@ -16,6 +16,7 @@ from .triton_encoding_kernels import pick
 @triton.jit
 def tanh(z, ACC: tl.constexpr):
     """Value, slope and curvature. Near 0, where 1 - exp cancels, from the Taylor sum."""
+    NEAR: tl.constexpr = 0.02 if tl.float64 == ACC else 0.35
     size = tl.abs(z)
     e = tl.exp(-2.0 * size)
     q = z * z
@@ -23,7 +24,7 @@ def tanh(z, ACC: tl.constexpr):
     near = ((((near * q + 62.0 / 2835.0) * q - 17.0 / 315.0) * q + 2.0 / 15.0) * q - 1.0 / 3.0) * q * z + z
     far = (1.0 - e) / (1.0 + e)
     far = tl.where(z < 0, -far, far)
-    value = tl.where(size < (0.02 if ACC == tl.float64 else 0.35), near, far)
+    value = tl.where(size < NEAR, near, far)
     slope = 4.0 * e / ((1.0 + e) * (1.0 + e))
     return value, slope, -2.0 * value * slope
 
@@ -68,7 +69,7 @@ def product(a, b, sum_, ACC: tl.constexpr, PLAIN: tl.constexpr):
 
 @triton.jit
 def dense(
-    work, a, a_plane, a_stride, rows, params, w, n_stride, k_stride, N, K,
+    work, a, a_plane, a_stride, n_rows, params, w, n_stride, k_stride, N, K,
     D: tl.constexpr, KMAX: tl.constexpr, WN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
     ACC: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
@@ -86,7 +87,7 @@ def dense(
         k = first + tl.arange(0, BK)
         at = params + w + column * n_stride + k[:, None] * k_stride
         weights = tl.load(at, mask=(column < N) & (k[:, None] < K), other=0.0)
-        read = rows & (k[None, :] < K)
+        read = (point < n_rows) & (k[None, :] < K)
         source = work + a + point * a_stride + k[None, :]
         z = product(tl.load(source, mask=read, other=0.0), weights, z, ACC, PLAIN)
         if D > 0:
@@ -99,31 +100,33 @@ def dense(
 
 @triton.jit
 def add_outer(
-    work, a, a_plane, a_stride, rows, gradient, partial, to, going, N, K,
+    work, a, a_plane, a_stride, n_rows, gradient, partial, to, going, N, K,
     D: tl.constexpr, KMAX: tl.constexpr, NMAX: tl.constexpr, TILE: tl.constexpr, BW: tl.constexpr,
-    BP: tl.constexpr, ACC: tl.constexpr, PLAIN: tl.constexpr,
+    BP: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """partial[to:] (N, K) += sum of gradient^T A over points and sets of rows; = where it is not `going` yet."""
-    point = tl.arange(0, BP)
+    """partial[to:] (N, K) += sum of gradient^T A over n_rows points and sets of rows; = where it is not `going` yet."""
     plane = BP * BW
     for n0 in range(0, NMAX, TILE):
         n = n0 + tl.arange(0, TILE)[:, None]
-        upstream = work + gradient + point[None, :] * BW + n
         for k0 in range(0, KMAX, TILE):
             k = k0 + tl.arange(0, TILE)[None, :]
-            read = rows & (k < K)
-            source = work + a + point[:, None] * a_stride + k
             sum_ = tl.zeros((TILE, TILE), ACC)
-            g = tl.load(upstream, mask=n < N, other=0.0)
-            sum_ = product(g, tl.load(source, mask=read, other=0.0), sum_, ACC, PLAIN)
-            if D > 0:
-                g = tl.load(upstream + plane, mask=n < N, other=0.0)
-                sum_ = product(g, tl.load(source + a_plane, mask=read, other=0.0), sum_, ACC, PLAIN)
-                g = tl.load(upstream + 2 * plane, mask=n < N, other=0.0)
-                sum_ = product(g, tl.load(source + 2 * a_plane, mask=read, other=0.0), sum_, ACC, PLAIN)
-            if D > 2:
-                g = tl.load(upstream + 3 * plane, mask=n < N, other=0.0)
-                sum_ = product(g, tl.load(source + 3 * a_plane, mask=read, other=0.0), sum_, ACC, PLAIN)
+            for first in range(0, BP, BK):
+                point = first + tl.arange(0, BK)
+                upstream = work + gradient + point[None, :] * BW + n
+                source = work + a + point[:, None] * a_stride + k
+                read = (point[:, None] < n_rows) & (k < K)
+                known = (point[None, :] < BP) & (n < N)
+                g = tl.load(upstream, mask=known, other=0.0)
+                sum_ = product(g, tl.load(source, mask=read, other=0.0), sum_, ACC, PLAIN)
+                if D > 0:
+                    g = tl.load(upstream + plane, mask=known, other=0.0)
+                    sum_ = product(g, tl.load(source + a_plane, mask=read, other=0.0), sum_, ACC, PLAIN)
+                    g = tl.load(upstream + 2 * plane, mask=known, other=0.0)
+                    sum_ = product(g, tl.load(source + 2 * a_plane, mask=read, other=0.0), sum_, ACC, PLAIN)
+                if D > 2:
+                    g = tl.load(upstream + 3 * plane, mask=known, other=0.0)
+                    sum_ = product(g, tl.load(source + 3 * a_plane, mask=read, other=0.0), sum_, ACC, PLAIN)
             known = (n < N) & (k < K)
             target = partial + to + n * K + k
             before = tl.load(target, mask=known & going, other=0.0)
