@@ -23,7 +23,7 @@ class Layout:
     spec: FieldSpec
     dtype: torch.dtype
     jet: bool
-    share: int  # elements of a slot at most, if a block of 16 points lets it
+    share: int  # elements of a slot at most, if a block of 16 points lets it; fewer with gates
     most: int  # points of a block at most
 
     @property
@@ -55,7 +55,7 @@ class Layout:
         count = len(spec.hidden)
         width, out = (max(16, power_of_two(w)) for w in (max(spec.hidden), spec.out))
         row = max(width, out)
-        fitting = self.share // (self.planes * row)
+        fitting = self.share // ((self.planes + spec.gated) * row)  # gates are held beside the rows
         block = max(16, min(self.most, 1 << (fitting.bit_length() - 1) if fitting else 16))
         return {
             "HIDDEN": spec.hidden,
