@@ -14,12 +14,16 @@ from .spec import HashGrid
 
 
 @torch.library.custom_op("neuralreg::hash_encode_forward", mutates_args=())
-def _hash_forward(x: Tensor, table: Tensor, resolutions: list[int], table_size: int, backend: str) -> Tensor:
-    return registry.implementation("hash_encode_forward", backend)(x, table, resolutions, table_size)
+def _hash_forward(
+    x: Tensor, table: Tensor, resolutions: list[int], table_size: int, smooth: bool, backend: str
+) -> Tensor:
+    return registry.implementation("hash_encode_forward", backend)(x, table, resolutions, table_size, smooth)
 
 
 @_hash_forward.register_fake
-def _(x: Tensor, table: Tensor, resolutions: list[int], table_size: int, backend: str) -> Tensor:
+def _(
+    x: Tensor, table: Tensor, resolutions: list[int], table_size: int, smooth: bool, backend: str
+) -> Tensor:
     return x.new_empty(x.shape[0], len(resolutions) * table.shape[1])
 
 
@@ -30,12 +34,13 @@ def _hash_backward(
     table: Tensor,
     resolutions: list[int],
     table_size: int,
+    smooth: bool,
     want_x: bool,
     want_table: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     run = registry.implementation("hash_encode_backward", backend)
-    return run(grad, x, table, resolutions, table_size, want_x, want_table)
+    return run(grad, x, table, resolutions, table_size, smooth, want_x, want_table)
 
 
 @_hash_backward.register_fake
@@ -45,6 +50,7 @@ def _(
     table: Tensor,
     resolutions: list[int],
     table_size: int,
+    smooth: bool,
     want_x: bool,
     want_table: bool,
     backend: str,
@@ -53,7 +59,7 @@ def _(
 
 
 def _hash_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, table, ctx.resolutions, ctx.table_size, ctx.backend = inputs
+    x, table, ctx.resolutions, ctx.table_size, ctx.smooth, ctx.backend = inputs
     ctx.save_for_backward(x, table)
 
 
@@ -61,16 +67,16 @@ def _hash_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, table = ctx.saved_tensors
     want_x, want_table = ctx.needs_input_grad[:2]
     grad_x, grad_table = _hash_backward(
-        grad, x, table, ctx.resolutions, ctx.table_size, want_x, want_table, ctx.backend
+        grad, x, table, ctx.resolutions, ctx.table_size, ctx.smooth, want_x, want_table, ctx.backend
     )
-    return grad_x if want_x else None, grad_table if want_table else None, None, None, None
+    return grad_x if want_x else None, grad_table if want_table else None, None, None, None, None
 
 
 _hash_forward.register_autograd(_hash_grad, setup_context=_hash_setup)
 
 
 def hash_encode(x: Tensor, table: Tensor, spec: HashGrid, *, backend: str | None = None) -> Tensor:
-    """Multi-resolution grid encoding with linear interpolation (Mueller et al. 2022, Instant NGP).
+    """Multi-resolution grid encoding with linear or smoothstep interpolation (Mueller et al. 2022, Instant NGP).
 
     Args:
         x: (N, ndim) coordinates in [-1, 1], component k along tensor axis k; outside they are clamped (and have no
@@ -99,7 +105,8 @@ def hash_encode(x: Tensor, table: Tensor, spec: HashGrid, *, backend: str | None
     chosen = registry.choose("hash_encode", x.device, backend)
     if chosen == "reference":
         return reference.hash_encode(x, table, spec)
-    return _hash_forward(x, table, list(spec.resolutions), 1 << spec.log2_table_size, chosen)
+    smooth = spec.interpolation == "smoothstep"
+    return _hash_forward(x, table, list(spec.resolutions), 1 << spec.log2_table_size, smooth, chosen)
 
 
 @torch.library.custom_op("neuralreg::fourier_encode_forward", mutates_args=())

@@ -1,14 +1,12 @@
-// Encoding + MLP in one pass over blocks of points. The backward recomputes the forward of its block, so that
-// no activation outlives a block; table gradients go through a bounded buffer from which each level is
-// scattered by one thread.
+// Fields at many points: blocks of points over threads. The backward recomputes the forward of its block, so
+// that no activation outlives a block; the gradients of tables and latent volumes go through a bounded queue
+// from which each level is scattered by one thread.
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <vector>
 
-#include "cpu/fourier.h"
-#include "cpu/grid.h"
-#include "cpu/layers.h"
+#include "cpu/field_block.h"
+#include "cpu/flow.h"
 #include "cpu/ops.h"
 #include "cpu/parallel.h"
 
@@ -16,189 +14,203 @@ namespace nr {
 
 namespace {
 
-static_assert(kFieldBlock == kGridBlock, "a block of points is encoded at once");
+// Numbers of encoding gradient (points x channels) that wait to be scattered.
+constexpr int64_t kQueue = 96 * 512;
 
-// Points whose encoding gradient is buffered before it is scattered into the table.
-constexpr int64_t kScatterPoints = 96 * 512;
-
+// One thread's field, with its flow where it has one, and its own sums of gradients that points share.
 template <class T>
-struct FieldParams {
-    const T* encoding = nullptr;  // table or B
-    const T* const* layers;
-    FieldParams(const FieldShape& shape, const std::vector<const T*>& params) {
-        const bool has = shape.encoding != Encoding::kIdentity;
-        encoding = has ? params[0] : nullptr;
-        layers = params.data() + (has ? 1 : 0);
+struct Worker {
+    FieldBlock<T> field;
+    std::unique_ptr<FlowBlock<T>> flow;
+    std::vector<T> grad_b, grad_latent;
+
+    Worker(const FieldPlan<T>& plan, bool training) : field(plan, training) {
+        if (plan.shape.steps) flow = std::make_unique<FlowBlock<T>>(plan, field);
     }
+
+    void forward(const T* x, int64_t first, int count) {
+        if (flow)
+            flow->forward(x, first, count);
+        else
+            field.forward(x, first, count);
+    }
+    const std::vector<T>& y() const { return flow ? flow->y : field.y; }
+    const std::vector<T>& jacobian() const { return flow ? flow->jacobian : field.jacobian; }
 };
 
-template <class T, int N, int F>
-class FieldRun {
+// Encoding gradients of one level (or a share of a volume's channels) until its owner adds them to the table.
+template <class T>
+struct Target {
+    const GridLevel* level;
+    int features;     // of an entry
+    int first, last;  // those of them that are added here
+    int64_t column;   // of the level's features in the input
+    T* table;
+    T* queue;  // [record][channel][features]
+};
+
+template <class T>
+class Scatter {
 public:
-    FieldRun(const FieldShape& shape, const std::vector<const T*>& params)
-        : shape_(shape), params_(shape, params), packed_(shape.widths, params_.layers) {
-        if (shape.encoding == Encoding::kGrid) levels_ = grid_levels(shape.grid);
+    Scatter(const FieldPlan<T>& plan, T* grad_table, T* grad_volume, int64_t records, int threads)
+        : plan_(plan), channels_(1 + plan.tangents), threads_(threads) {
+        const FieldShape& shape = plan.shape;
+        const int64_t rows = records * channels_;
+        const int features = shape.grid.features, channels = shape.volume_channels;
+        if (grad_table) {
+            table_.resize(rows * shape.grid.features * plan.input.levels.size());
+            for (size_t l = 0; l < plan.input.levels.size(); ++l)
+                targets_.push_back({&plan.input.levels[l], features, 0, features,
+                                    static_cast<int64_t>(l) * features, grad_table,
+                                    table_.data() + l * rows * features});
+        }
+        if (grad_volume) {
+            volume_.resize(rows * channels);
+            const int parts = std::min(std::max(threads, 1), channels);
+            for (int part = 0; part < parts; ++part)
+                targets_.push_back({&plan.input.volume_levels[0], channels, channels * part / parts,
+                                    channels * (part + 1) / parts, shape.encoded + shape.latent, grad_volume,
+                                    volume_.data()});
+        }
+        places_.resize(targets_.empty() ? 0 : records * shape.ndim);
     }
 
-    void forward(int64_t n, const T* x, T* y, int threads) const {
-        const int out = shape_.widths.back();
-        parallel_for(n, threads, 4 * kFieldBlock, [&](int64_t begin, int64_t end, int) {
-            LayerBlock<T> block(shape_, packed_, false);
-            for (int64_t start = begin; start < end; start += kFieldBlock) {
-                const int count = static_cast<int>(std::min<int64_t>(kFieldBlock, end - start));
-                encode(x + start * N, count, block);
-                block.forward(count);
-                for (int p = 0; p < count; ++p)
-                    for (int o = 0; o < out; ++o)
-                        y[(start + p) * out + o] = block.output()[p * block.output_stride() + o];
-            }
+    bool empty() const { return targets_.empty(); }
+
+    void enqueue(const FieldBlock<T>& field, const T* x, int count, int64_t record) {
+        std::copy(x, x + count * plan_.shape.ndim, places_.begin() + record * plan_.shape.ndim);
+        const int64_t stride = field.input_stride();
+        for (const Target<T>& target : targets_) {
+            if (target.first) continue;  // shares the queue of the target before
+            for (int p = 0; p < count; ++p)
+                for (int k = 0; k < channels_; ++k) {
+                    const T* from = field.input_gradient() + (k * count + p) * stride + target.column;
+                    std::copy(from, from + target.features,
+                              target.queue + ((record + p) * channels_ + k) * target.features);
+                }
+        }
+    }
+
+    void flush(int64_t records) {
+        parallel_jobs(static_cast<int64_t>(targets_.size()), threads_, [&](int64_t job) {
+            const Target<T>& t = targets_[job];
+            const bool whole = t.first == 0 && t.last == t.features;
+            with_grid(
+                plan_.shape.ndim, whole ? t.features : 0, plan_.tangents > 0, [&](auto n, auto f, auto c) {
+                    grid_scatter<T, n.value, f.value, c.value>(*t.level, t.features, t.first, t.last,
+                                                               places_.data(), records, t.queue, t.table);
+                });
         });
     }
 
-    void backward(int64_t n, const T* x, const T* grad_y, T* grad_x, const std::vector<T*>& grads,
-                  int threads) const {
-        const bool has = shape_.encoding != Encoding::kIdentity;
-        T* grad_encoding = has ? grads[0] : nullptr;
-        T* const* grad_layers = grads.data() + (has ? 1 : 0);
-        bool want_layers = false;
-        for (size_t i = has ? 1 : 0; i < grads.size(); ++i) want_layers |= grads[i] != nullptr;
-        const bool want_input = grad_x || grad_encoding;
-        const bool scatter = shape_.encoding == Encoding::kGrid && grad_encoding;
-        const int width = shape_.widths.front();
-
-        std::vector<std::unique_ptr<LayerBlock<T>>> blocks(std::max(threads, 1));
-        const int64_t b_size = scatter || !grad_encoding ? 0 : static_cast<int64_t>(N) * shape_.frequencies;
-        std::vector<T> grad_b(b_size * blocks.size(), T(0));
-        std::vector<T> buffered(scatter ? std::min(n, kScatterPoints) * width : 0);
-
-        for (int64_t first = 0; first < n; first += kScatterPoints) {
-            const int64_t points = std::min(kScatterPoints, n - first);
-            parallel_for(points, threads, 4 * kFieldBlock, [&](int64_t begin, int64_t end, int part) {
-                if (!blocks[part]) blocks[part] = std::make_unique<LayerBlock<T>>(shape_, packed_, true);
-                LayerBlock<T>& block = *blocks[part];
-                for (int64_t start = begin; start < end; start += kFieldBlock) {
-                    const int count = static_cast<int>(std::min<int64_t>(kFieldBlock, end - start));
-                    const T* xs = x + (first + start) * N;
-                    encode(xs, count, block);
-                    block.forward(count);
-                    load_gradient(grad_y + (first + start) * shape_.widths.back(), count, block);
-                    block.backward(count, want_layers, want_input);
-                    if (want_input)
-                        encoding_backward(xs, count, block, grad_x ? grad_x + (first + start) * N : nullptr,
-                                          b_size ? grad_b.data() + part * b_size : nullptr);
-                    if (scatter) buffer_gradient(block, count, points, start, buffered.data());
-                }
-            });
-            if (scatter)
-                parallel_for(
-                    static_cast<int64_t>(levels_.size()), threads, 1, [&](int64_t begin, int64_t end, int) {
-                        const int features = shape_.grid.features;
-                        for (int64_t l = begin; l < end; ++l)
-                            grid_scatter_level<T, N, F>(shape_.grid, levels_[l], x + first * N, points,
-                                                        buffered.data() + l * points * features, features,
-                                                        grad_encoding);
-                    });
-        }
-        for (size_t i = 0; i < grad_b.size(); ++i) grad_encoding[i % b_size] += grad_b[i];
-        if (want_layers)
-            for (const auto& block : blocks)
-                if (block) block->collect(grad_layers);
-    }
-
 private:
-    void encode(const T* x, int count, LayerBlock<T>& block) const {
-        T* encoded = block.input();
-        const int64_t stride = block.input_stride();
-        switch (shape_.encoding) {
-            case Encoding::kGrid:
-                grid_gather<T, N, F>(shape_.grid, levels_, x, count, params_.encoding, encoded, stride);
-                break;
-            case Encoding::kFourier:
-                fourier_block(N, shape_.frequencies, static_cast<T>(shape_.fourier_scale), count, x,
-                              params_.encoding, encoded, stride);
-                break;
-            case Encoding::kIdentity:
-                for (int p = 0; p < count; ++p)
-                    for (int d = 0; d < N; ++d) encoded[p * stride + d] = x[p * N + d];
-                break;
-        }
-    }
-
-    void load_gradient(const T* grad_y, int count, LayerBlock<T>& block) const {
-        const int out = shape_.widths.back();
-        T* g = block.output_gradient();
-        for (int p = 0; p < count; ++p)
-            for (int o = 0; o < out; ++o) g[p * block.output_stride() + o] = grad_y[p * out + o];
-    }
-
-    void encoding_backward(const T* x, int count, LayerBlock<T>& block, T* grad_x, T* grad_b) const {
-        const T* g = block.input_gradient();
-        const int64_t stride = block.input_stride();
-        switch (shape_.encoding) {
-            case Encoding::kGrid:
-                if (grad_x)
-                    grid_gradient_x<T, N, F>(shape_.grid, levels_, x, count, params_.encoding, g, stride,
-                                             grad_x);
-                break;
-            case Encoding::kFourier:
-                fourier_block_backward(N, shape_.frequencies, static_cast<T>(shape_.fourier_scale), count, x,
-                                       params_.encoding, block.input(), stride, g, stride, grad_x, grad_b);
-                break;
-            case Encoding::kIdentity:
-                for (int p = 0; p < count; ++p)
-                    for (int d = 0; d < N; ++d) grad_x[p * N + d] = g[p * stride + d];
-                break;
-        }
-    }
-
-    // [level][point][feature]: what the owner of a level reads is contiguous
-    void buffer_gradient(const LayerBlock<T>& block, int count, int64_t points, int64_t start,
-                         T* buffered) const {
-        const int features = F ? F : shape_.grid.features;
-        for (size_t l = 0; l < levels_.size(); ++l)
-            for (int p = 0; p < count; ++p)
-                for (int f = 0; f < features; ++f)
-                    buffered[(l * points + start + p) * features + f] =
-                        block.input_gradient()[p * block.input_stride() + l * features + f];
-    }
-
-    const FieldShape& shape_;
-    FieldParams<T> params_;
-    PackedLayers<T> packed_;
-    std::vector<GridLevel> levels_;
+    const FieldPlan<T>& plan_;
+    int channels_, threads_;
+    std::vector<Target<T>> targets_;
+    std::vector<T> table_, volume_, places_;
 };
 
-// Runs body with a FieldRun for the shape's dimension and features.
-template <class T, class Body>
-void with_field(const FieldShape& shape, const std::vector<const T*>& params, Body&& body) {
-    with_features(shape.encoding == Encoding::kGrid ? shape.grid.features : 1, [&](auto f) {
-        if (shape.ndim == 3)
-            body(FieldRun<T, 3, decltype(f)::value>(shape, params));
-        else
-            body(FieldRun<T, 2, decltype(f)::value>(shape, params));
-    });
-}
+// The caller's gradients by what they belong to; null where not wanted.
+template <class T>
+struct Wanted {
+    T *x, *b = nullptr, *table = nullptr, *latent = nullptr, *volume = nullptr;
+    T* const* layers;
+    bool weights = false;
+
+    Wanted(const FieldShape& shape, const std::vector<T*>& grads) : x(grads[0]) {
+        size_t next = 1;
+        if (shape.encoding == Encoding::kFourier) b = grads[next++];
+        if (shape.encoding == Encoding::kGrid) table = grads[next++];
+        if (shape.latent) latent = grads[next++];
+        if (shape.volume_channels) volume = grads[next++];
+        layers = grads.data() + next;
+        for (; next < grads.size(); ++next) weights |= grads[next] != nullptr;
+    }
+};
 
 }  // namespace
 
 template <class T>
-void field_forward(const FieldShape& shape, int64_t n, const T* x, const std::vector<const T*>& params, T* y,
-                   int threads) {
-    with_field<T>(shape, params, [&](const auto& run) { run.forward(n, x, y, threads); });
+void field_forward(const FieldShape& shape, int64_t n, const T* x, const std::vector<const T*>& tensors, T* y,
+                   T* jacobian, int threads) {
+    const FieldPlan<T> plan(shape, tensors, jacobian != nullptr, false);
+    const int out = shape.out, ndim = shape.ndim;
+    parallel_for(n, threads, 4 * plan.capacity, [&](int64_t begin, int64_t end, int) {
+        Worker<T> worker(plan, false);
+        for (int64_t start = begin; start < end; start += plan.capacity) {
+            const int count = static_cast<int>(std::min<int64_t>(plan.capacity, end - start));
+            worker.forward(x + start * ndim, start, count);
+            std::copy(worker.y().begin(), worker.y().begin() + count * out, y + start * out);
+            if (jacobian)
+                std::copy(worker.jacobian().begin(), worker.jacobian().begin() + count * out * ndim,
+                          jacobian + start * out * ndim);
+        }
+    });
 }
 
 template <class T>
-void field_backward(const FieldShape& shape, int64_t n, const T* x, const std::vector<const T*>& params,
-                    const T* grad_y, T* grad_x, const std::vector<T*>& grad_params, int threads) {
-    with_field<T>(shape, params,
-                  [&](const auto& run) { run.backward(n, x, grad_y, grad_x, grad_params, threads); });
+void field_backward(const FieldShape& shape, int64_t n, const T* x, const std::vector<const T*>& tensors,
+                    const T* grad_y, const T* grad_jacobian, const std::vector<T*>& grads, int threads) {
+    const FieldPlan<T> plan(shape, tensors, grad_jacobian != nullptr, true);
+    const Wanted<T> want(shape, grads);
+    const int out = shape.out, ndim = shape.ndim;
+    const int evaluations = shape.steps ? shape.steps * (shape.rk4 ? 4 : 1) : 1;
+    const int64_t chunk = std::min(n, std::max<int64_t>(1, kQueue / (evaluations * (1 + plan.tangents))));
+    Scatter<T> scatter(plan, want.table, want.volume, chunk * evaluations, threads);
+    const int64_t shared_latent = want.latent && !shape.latent_per_point ? shape.latent : 0;
+    // A flow needs the gradient of every place it came through.
+    const bool want_places = want.x || shape.steps;
+    const bool want_input = want_places || want.b || want.latent || !scatter.empty();
+
+    std::vector<std::unique_ptr<Worker<T>>> workers(std::max(threads, 1));
+    const int64_t step = scatter.empty() ? n : chunk;
+    for (int64_t from = 0; from < n; from += step) {
+        const int64_t points = std::min(step, n - from);
+        parallel_for(points, threads, 4 * plan.capacity, [&](int64_t begin, int64_t end, int part) {
+            if (!workers[part]) {
+                workers[part] = std::make_unique<Worker<T>>(plan, true);
+                workers[part]->grad_b.resize(want.b ? static_cast<size_t>(ndim) * shape.frequencies : 0);
+                workers[part]->grad_latent.resize(shared_latent);
+            }
+            Worker<T>& worker = *workers[part];
+            FieldBlock<T>& field = worker.field;
+            int64_t record = begin * evaluations;
+            for (int64_t start = begin; start < end; start += plan.capacity) {
+                const int count = static_cast<int>(std::min<int64_t>(plan.capacity, end - start));
+                const int64_t first = from + start;
+                const auto pullback = [&](const T* place, const T* grad_value, const T* grad_j, T* grad_x) {
+                    field.backward(place, first, count, grad_value, grad_j, want.weights, want_input, grad_x,
+                                   want.b ? worker.grad_b.data() : nullptr,
+                                   shared_latent ? worker.grad_latent.data() : want.latent);
+                    if (!scatter.empty()) scatter.enqueue(field, place, count, record);
+                    record += count;
+                };
+                const T* places = x + first * ndim;
+                const T* gy = grad_y + first * out;
+                const T* gj = grad_jacobian ? grad_jacobian + first * out * ndim : nullptr;
+                T* gx = want.x ? want.x + first * ndim : nullptr;
+                worker.forward(places, first, count);
+                if (worker.flow)
+                    worker.flow->backward(first, count, gy, gj, gx, pullback);
+                else
+                    pullback(places, gy, gj, gx);
+            }
+        });
+        if (!scatter.empty()) scatter.flush(points * evaluations);
+    }
+    for (const auto& worker : workers) {
+        if (!worker) continue;
+        for (size_t i = 0; i < worker->grad_b.size(); ++i) want.b[i] += worker->grad_b[i];
+        for (int64_t i = 0; i < shared_latent; ++i) want.latent[i] += worker->grad_latent[i];
+        if (want.weights) worker->field.collect(want.layers);
+    }
 }
 
 #define NR_INSTANTIATE(T)                                                                                  \
     template void field_forward<T>(const FieldShape&, int64_t, const T*, const std::vector<const T*>&, T*, \
-                                   int);                                                                   \
+                                   T*, int);                                                               \
     template void field_backward<T>(const FieldShape&, int64_t, const T*, const std::vector<const T*>&,    \
-                                    const T*, T*, const std::vector<T*>&, int);
+                                    const T*, const T*, const std::vector<T*>&, int);
 NR_INSTANTIATE(float)
 NR_INSTANTIATE(double)
 #undef NR_INSTANTIATE

@@ -1,7 +1,7 @@
-// C += A B with C and B row-major and A read element by element at any strides, which serves a layer's
-// forward (A = activations), its input gradient (A = output gradient) and its weight gradient (A = transposed
-// output gradient) alike. Register tiles of kTileRows x (kTileVectors vectors); columns are whole vectors
-// (padded).
+// C = init + A B with B, C and init row-major and A read element by element at any strides, which serves a
+// layer's forward (A = activations, init = bias with row stride 0), its input gradient (A = output gradient)
+// and its weight gradient (A = transposed output gradient, init = C) alike. Register tiles of kTileRows x
+// (kTileVectors vectors); columns are whole vectors (padded).
 #pragma once
 
 #include <algorithm>
@@ -16,23 +16,57 @@ constexpr int kTileVectors = 4;
 #else
 constexpr int kTileVectors = 2;
 #endif
+constexpr int kDepthBlock = 96;  // rows of B at a time: with the tile's columns they stay in the first cache
+
+// Stride of rows of n values: whole vectors, and no multiple of 1 KB, which would map the rows to a quarter
+// of the cache's sets.
+template <class T>
+constexpr int64_t row_stride(int64_t n) {
+    return padded<T>(n) + (padded<T>(n) * sizeof(T) % 1024 == 0 ? Simd<T>::lanes : 0);
+}
+
+// A matrix read at any strides, and row-major ones.
+template <class T>
+struct GemmOperands {
+    const T* a;
+    int64_t a_row, a_depth;
+    const T* b;
+    int64_t b_row;
+    const T* init;
+    int64_t init_row;
+    T* c;
+    int64_t c_row;
+
+    GemmOperands at(int64_t row, int64_t column, int64_t depth) const {
+        return {a + row * a_row + depth * a_depth,
+                a_row,
+                a_depth,
+                b + depth * b_row + column,
+                b_row,
+                init + row * init_row + column,
+                init_row,
+                c + row * c_row + column,
+                c_row};
+    }
+};
 
 template <class T, int Rows, int Vectors>
-inline void gemm_tile(int depth, const T* a, int64_t a_row, int64_t a_depth, const T* b, int64_t b_row, T* c,
-                      int64_t c_row) {
+inline void gemm_tile(int depth, const GemmOperands<T>& m) {
     using S = Simd<T>;
     typename S::Vec sum[Rows][Vectors];
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) sum[i][v] = S::load(c + i * c_row + v * S::lanes);
-    for (int k = 0; k < depth; ++k) {
+        for (int v = 0; v < Vectors; ++v) sum[i][v] = S::load(m.init + i * m.init_row + v * S::lanes);
+    const T* a = m.a;
+    const T* b = m.b;
+    for (int k = 0; k < depth; ++k, a += m.a_depth, b += m.b_row) {
         typename S::Vec row[Vectors];
 #pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) row[v] = S::load(b + k * b_row + v * S::lanes);
+        for (int v = 0; v < Vectors; ++v) row[v] = S::load(b + v * S::lanes);
 #pragma GCC unroll 8
         for (int i = 0; i < Rows; ++i) {
-            const T factor = a[i * a_row + k * a_depth];
+            const T factor = a[i * m.a_row];
 #pragma GCC unroll 8
             for (int v = 0; v < Vectors; ++v) sum[i][v] += factor * row[v];
         }
@@ -40,41 +74,50 @@ inline void gemm_tile(int depth, const T* a, int64_t a_row, int64_t a_depth, con
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) S::store(c + i * c_row + v * S::lanes, sum[i][v]);
+        for (int v = 0; v < Vectors; ++v) S::store(m.c + i * m.c_row + v * S::lanes, sum[i][v]);
 }
 
-template <class T, int Vectors>
-inline void gemm_rows(int rows, int depth, const T* a, int64_t a_row, int64_t a_depth, const T* b,
-                      int64_t b_row, T* c, int64_t c_row) {
-    int i = 0;
-    for (; i + kTileRows <= rows; i += kTileRows)
-        gemm_tile<T, kTileRows, Vectors>(depth, a + i * a_row, a_row, a_depth, b, b_row, c + i * c_row,
-                                         c_row);
-    const T* a_rest = a + i * a_row;
-    T* c_rest = c + i * c_row;
-    switch (rows - i) {
-        case 1: gemm_tile<T, 1, Vectors>(depth, a_rest, a_row, a_depth, b, b_row, c_rest, c_row); break;
-        case 2: gemm_tile<T, 2, Vectors>(depth, a_rest, a_row, a_depth, b, b_row, c_rest, c_row); break;
-        case 3: gemm_tile<T, 3, Vectors>(depth, a_rest, a_row, a_depth, b, b_row, c_rest, c_row); break;
-        case 4: gemm_tile<T, 4, Vectors>(depth, a_rest, a_row, a_depth, b, b_row, c_rest, c_row); break;
-        case 5: gemm_tile<T, 5, Vectors>(depth, a_rest, a_row, a_depth, b, b_row, c_rest, c_row); break;
-        default: break;
+// The rows that do not fill a tile.
+template <class T, int Vectors, int Rows>
+inline void gemm_rest(int rows, int depth, const GemmOperands<T>& m) {
+    if constexpr (Rows > 0) {
+        if (rows == Rows)
+            gemm_tile<T, Rows, Vectors>(depth, m);
+        else
+            gemm_rest<T, Vectors, Rows - 1>(rows, depth, m);
     }
 }
 
-// columns: a multiple of Simd<T>::lanes.
+template <class T, int Vectors>
+inline void gemm_rows(int rows, int depth, const GemmOperands<T>& m) {
+    int i = 0;
+    for (; i + kTileRows <= rows; i += kTileRows) gemm_tile<T, kTileRows, Vectors>(depth, m.at(i, 0, 0));
+    gemm_rest<T, Vectors, kTileRows - 1>(rows - i, depth, m.at(i, 0, 0));
+}
+
+// The columns that do not fill a tile.
+template <class T, int Vectors>
+inline void gemm_last_columns(int vectors, int rows, int depth, const GemmOperands<T>& m) {
+    if constexpr (Vectors > 0) {
+        if (vectors == Vectors)
+            gemm_rows<T, Vectors>(rows, depth, m);
+        else
+            gemm_last_columns<T, Vectors - 1>(vectors, rows, depth, m);
+    }
+}
+
+// columns: a multiple of Simd<T>::lanes; depth at least 1.
 template <class T>
-inline void gemm(int rows, int columns, int depth, const T* a, int64_t a_row, int64_t a_depth, const T* b,
-                 int64_t b_row, T* c, int64_t c_row) {
+inline void gemm(int rows, int columns, int depth, GemmOperands<T> m) {
     constexpr int lanes = Simd<T>::lanes;
-    int j = 0;
-    for (; j + kTileVectors * lanes <= columns; j += kTileVectors * lanes)
-        gemm_rows<T, kTileVectors>(rows, depth, a, a_row, a_depth, b + j, b_row, c + j, c_row);
-    switch ((columns - j) / lanes) {
-        case 1: gemm_rows<T, 1>(rows, depth, a, a_row, a_depth, b + j, b_row, c + j, c_row); break;
-        case 2: gemm_rows<T, 2>(rows, depth, a, a_row, a_depth, b + j, b_row, c + j, c_row); break;
-        case 3: gemm_rows<T, 3>(rows, depth, a, a_row, a_depth, b + j, b_row, c + j, c_row); break;
-        default: break;
+    for (int k = 0; k < depth; k += kDepthBlock) {
+        const int part = std::min(kDepthBlock, depth - k);
+        int j = 0;
+        for (; j + kTileVectors * lanes <= columns; j += kTileVectors * lanes)
+            gemm_rows<T, kTileVectors>(rows, part, m.at(0, j, k));
+        gemm_last_columns<T, kTileVectors - 1>((columns - j) / lanes, rows, part, m.at(0, j, k));
+        m.init = m.c;
+        m.init_row = m.c_row;
     }
 }
 

@@ -1,161 +1,203 @@
-// The layers of a field on a block of points: packed weights, activations, forward and backward.
+// A stack of layers on a block of points: packed weights, activations, forward and backward.
+//
+// Every buffer is [channel][point][row_stride(width)], where channel 0 is the value and channel 1 + k, in a
+// jet, the derivative to coordinate k. The channels of a block follow each other without a gap, so that a
+// layer is one product over channels x points rows.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
+#include "cpu/activate.h"
 #include "cpu/gemm.h"
 #include "cpu/ops.h"
-#include "math/sincos.h"
 
 namespace nr {
 
-constexpr int kFieldBlock = 96;  // points a block: a multiple of kTileRows, activations of a block stay in L2
-
-// Weights of all layers, padded to whole vectors, in both orders that the products need.
+// A layer's weights, padded to whole vectors, in both orders that the products need.
 template <class T>
-struct PackedLayers {
-    struct Layer {
-        int in, out;
-        int64_t in_padded, out_padded;
-        std::vector<T> by_input;   // [in][out_padded]: forward
-        std::vector<T> by_output;  // [out][in_padded]: input gradient
-        std::vector<T> bias;       // [out_padded]
-    };
-    std::vector<Layer> layers;
+struct PackedLayer {
+    int in, out;
+    std::vector<T> by_input;   // [in][row_stride(out)]: forward
+    std::vector<T> by_output;  // [out][row_stride(in)]: input gradient; empty for inference
+    std::vector<T> bias;       // [row_stride(out)]
 
-    // params: W, b layer by layer
-    PackedLayers(const std::vector<int>& widths, const T* const* params) {
-        for (size_t l = 0; l + 1 < widths.size(); ++l) {
-            Layer layer;
-            layer.in = widths[l];
-            layer.out = widths[l + 1];
-            layer.in_padded = padded<T>(layer.in);
-            layer.out_padded = padded<T>(layer.out);
-            layer.by_input.assign(layer.in * layer.out_padded, T(0));
-            layer.by_output.assign(layer.out * layer.in_padded, T(0));
-            layer.bias.assign(layer.out_padded, T(0));
-            const T* w = params[2 * l];
-            const T* b = params[2 * l + 1];
-            for (int o = 0; o < layer.out; ++o) {
-                layer.bias[o] = b[o];
-                for (int i = 0; i < layer.in; ++i) {
-                    layer.by_input[i * layer.out_padded + o] = w[o * layer.in + i];
-                    layer.by_output[o * layer.in_padded + i] = w[o * layer.in + i];
-                }
-            }
-            layers.push_back(std::move(layer));
-        }
+    PackedLayer(int in, int out, const T* w, const T* b, bool training)
+        : in(in), out(out), by_input(in * row_stride<T>(out), T(0)), bias(row_stride<T>(out), T(0)) {
+        std::copy(b, b + out, bias.begin());
+        constexpr int kTile = 16;  // transposed tile by tile: rows of either side stay in the cache
+        for (int first = 0; first < out; first += kTile)
+            for (int i = 0; i < in; ++i)
+                for (int o = first; o < std::min(first + kTile, out); ++o)
+                    by_input[i * row_stride<T>(out) + o] = w[static_cast<int64_t>(o) * in + i];
+        if (!training) return;
+        by_output.assign(out * row_stride<T>(in), T(0));
+        for (int o = 0; o < out; ++o)
+            std::copy(w + static_cast<int64_t>(o) * in, w + static_cast<int64_t>(o + 1) * in,
+                      by_output.begin() + o * row_stride<T>(in));
     }
 };
 
-// One thread's buffers. value[l] holds the input of layer l, value.back() the field's output; slope[l] the
-// activation's derivative behind value[l] (sine); all [kFieldBlock][padded width].
+// What a stack is made of, for all threads.
 template <class T>
-class LayerBlock {
+struct StackPlan {
+    std::vector<PackedLayer<T>> layers;
+    std::vector<T> omegas;  // one a hidden layer
+    Activation activation;
+    Skip skip;
+    bool linear_end;  // the last layer has no activation
+
+    // params: W, b layer by layer
+    StackPlan(const std::vector<int>& widths, const T* const* params, const std::vector<double>& omega,
+              Activation activation, Skip skip, bool linear_end, bool training)
+        : omegas(widths.size(), T(1)), activation(activation), skip(skip), linear_end(linear_end) {
+        for (size_t l = 0; l + 1 < widths.size(); ++l)
+            layers.emplace_back(widths[l], widths[l + 1], params[2 * l], params[2 * l + 1], training);
+        for (size_t l = 0; l < omega.size(); ++l) omegas[l] = static_cast<T>(omega[l]);
+    }
+
+    int size() const { return static_cast<int>(layers.size()); }
+    bool hidden(int l) const { return !linear_end || l + 1 < size(); }
+    // Layer whose output is added to that of layer l; -1 for none.
+    int source(int l) const {
+        if (skip == Skip::kNone || l == 0 || !hidden(l)) return -1;
+        return skip == Skip::kFirst ? 0 : l - 1;
+    }
+};
+
+// One thread's buffers of a stack.
+template <class T>
+class Stack {
 public:
-    LayerBlock(const FieldShape& shape, const PackedLayers<T>& packed, bool training)
-        : shape_(shape), packed_(packed), training_(training) {
-        const bool sine = shape.activation == 1;
-        for (size_t l = 0; l < shape.widths.size(); ++l) {
-            const size_t size = kFieldBlock * padded<T>(shape.widths[l]);
-            value_.emplace_back(size, T(0));
-            const bool hidden = l > 0 && l + 1 < shape.widths.size();
-            slope_.emplace_back(sine && hidden ? size : 0, T(0));
-            if (training) gradient_.emplace_back(size, T(0));
-        }
-        if (training)
-            for (const auto& layer : packed.layers) {
-                weight_gradient_.emplace_back(layer.out * layer.in_padded, T(0));
-                bias_gradient_.emplace_back(layer.out_padded, T(0));
+    Stack(const StackPlan<T>& plan, int tangents, int capacity, bool training, bool gated)
+        : plan_(plan), tangents_(tangents), layers_(plan.size()) {
+        for (int l = 0; l < plan.size(); ++l) {
+            const PackedLayer<T>& packed = plan.layers[l];
+            Buffers& b = layers_[l];
+            const size_t channel = capacity * row_stride<T>(packed.out), all = channel * (1 + tangents);
+            b.before.resize(all);
+            if (plan.hidden(l)) {
+                b.value.resize(all);
+                b.slope.resize(channel);
+                if (training && tangents) b.curvature.resize(channel);
+                if (gated) b.ungated.resize(all);
             }
-    }
-
-    T* input() { return value_.front().data(); }
-    int64_t input_stride() const { return padded<T>(shape_.widths.front()); }
-    const T* output() const { return value_.back().data(); }
-    T* output_gradient() { return gradient_.back().data(); }
-    const T* input_gradient() const { return gradient_.front().data(); }
-    int64_t output_stride() const { return padded<T>(shape_.widths.back()); }
-
-    void forward(int count) {
-        for (size_t l = 0; l < packed_.layers.size(); ++l) {
-            const auto& layer = packed_.layers[l];
-            T* z = value_[l + 1].data();
-            for (int p = 0; p < count; ++p)
-                std::memcpy(z + p * layer.out_padded, layer.bias.data(), layer.out_padded * sizeof(T));
-            gemm(count, static_cast<int>(layer.out_padded), layer.in, value_[l].data(), layer.in_padded, 1,
-                 layer.by_input.data(), layer.out_padded, z, layer.out_padded);
-            if (l + 1 < packed_.layers.size()) activate(l, static_cast<int>(count * layer.out_padded));
+            if (training) {
+                b.gradient.resize(all);
+                b.weight_gradient.resize(packed.out * row_stride<T>(packed.in));
+                b.bias_gradient.resize(row_stride<T>(packed.out));
+            }
+            zeros_.resize(std::max(zeros_.size(), static_cast<size_t>(std::max(row_stride<T>(packed.out),
+                                                                               row_stride<T>(packed.in)))));
         }
     }
 
-    // After forward, with output_gradient() filled: adds to the weight gradients, leaves input_gradient()
-    // when wanted.
-    void backward(int count, bool want_weights, bool want_input) {
-        for (size_t l = packed_.layers.size(); l-- > 0;) {
-            const auto& layer = packed_.layers[l];
-            const T* dz = gradient_[l + 1].data();
+    const T* output() const {
+        return plan_.linear_end ? layers_.back().before.data() : layers_.back().value.data();
+    }
+    const T* value(int l) const { return layers_[l].value.data(); }
+    T* gradient(int l) { return layers_[l].gradient.data(); }
+    T* output_gradient() { return layers_.back().gradient.data(); }
+
+    // input [channel][point][input_stride]; gates: the stack whose layer l multiplies layer l, or null.
+    void forward(const T* input, int64_t input_stride, int count, const Stack* gates) {
+        for (int l = 0; l < plan_.size(); ++l) {
+            const PackedLayer<T>& packed = plan_.layers[l];
+            Buffers& b = layers_[l];
+            const int64_t stride = row_stride<T>(packed.out), size = count * stride;
+            const int columns = static_cast<int>(padded<T>(packed.out));
+            const auto product = [&](int rows, int64_t first, const T* init) {
+                gemm<T>(rows, columns, packed.in,
+                        {input + first * input_stride, input_stride, 1, packed.by_input.data(), stride, init,
+                         0, b.before.data() + first * stride, stride});
+            };
+            product(count, 0, packed.bias.data());
+            if (tangents_) product(tangents_ * count, count, zeros_.data());
+            if (!plan_.hidden(l)) return;
+            T* out = gates ? b.ungated.data() : b.value.data();
+            activate_block(plan_.activation, plan_.omegas[l], b.before.data(), out, b.slope.data(),
+                           b.curvature.empty() ? nullptr : b.curvature.data(), size);
+            activate_tangents(tangents_, b.slope.data(), b.before.data() + size, out + size, size);
+            if (gates) gate_block(tangents_, gates->value(l), b.ungated.data(), b.value.data(), size);
+            if (const int s = plan_.source(l); s >= 0) add(layers_[s].value.data(), b.value.data(), size);
+            input = b.value.data();
+            input_stride = stride;
+        }
+    }
+
+    // After forward with the same input, with the gradients of the outputs in place: output_gradient(), and
+    // gradient(l) of every layer when this stack is gates. Adds to the weights' gradients; writes, or adds
+    // to, input_gradient unless it is null; writes the gradients of the gates.
+    void backward(const T* input, int64_t input_stride, int count, Stack* gates, bool want_weights,
+                  T* input_gradient, bool add_to_input) {
+        if (plan_.skip != Skip::kNone && plan_.linear_end)
+            for (int l = 0; l + 1 < plan_.size(); ++l)
+                std::fill(layers_[l].gradient.begin(), layers_[l].gradient.end(), T(0));
+        for (int l = plan_.size(); l-- > 0;) {
+            const PackedLayer<T>& packed = plan_.layers[l];
+            Buffers& b = layers_[l];
+            const int64_t stride = row_stride<T>(packed.out), size = count * stride;
+            T* g = b.gradient.data();
+            if (plan_.hidden(l)) {
+                if (const int s = plan_.source(l); s >= 0) add(g, layers_[s].gradient.data(), size);
+                if (gates)
+                    gate_gradient(tangents_, gates->value(l), b.ungated.data(), g, gates->gradient(l), size);
+                activation_gradient(tangents_, b.slope.data(), b.curvature.data(), b.before.data() + size, g,
+                                    size);
+            }
+            const T* in = l ? layers_[l - 1].value.data() : input;
+            const int64_t in_stride = l ? row_stride<T>(packed.in) : input_stride;
+            const int rows = (1 + tangents_) * count;
             if (want_weights) {
-                gemm(layer.out, static_cast<int>(layer.in_padded), count, dz, 1, layer.out_padded,
-                     value_[l].data(), layer.in_padded, weight_gradient_[l].data(), layer.in_padded);
-                T* db = bias_gradient_[l].data();
+                T* w = b.weight_gradient.data();
+                const int64_t w_stride = row_stride<T>(packed.in);
+                gemm<T>(packed.out, static_cast<int>(padded<T>(packed.in)), rows,
+                        {g, 1, stride, in, in_stride, w, w_stride, w, w_stride});
                 for (int p = 0; p < count; ++p)
-                    for (int64_t o = 0; o < layer.out_padded; ++o) db[o] += dz[p * layer.out_padded + o];
+                    for (int64_t o = 0; o < stride; ++o) b.bias_gradient[o] += g[p * stride + o];
             }
-            if (l == 0 && !want_input) return;
-            T* dv = gradient_[l].data();
-            std::memset(dv, 0, count * layer.in_padded * sizeof(T));
-            gemm(count, static_cast<int>(layer.in_padded), layer.out, dz, layer.out_padded, 1,
-                 layer.by_output.data(), layer.in_padded, dv, layer.in_padded);
-            if (l > 0) activation_gradient(l, static_cast<int>(count * layer.in_padded));
+            T* to = l ? layers_[l - 1].gradient.data() : input_gradient;
+            if (!to) return;
+            // gradients of earlier layers already hold what came through gates and skips
+            const bool adds = l ? plan_.skip != Skip::kNone || !plan_.linear_end : add_to_input;
+            gemm<T>(rows, static_cast<int>(padded<T>(packed.in)), packed.out,
+                    {g, stride, 1, packed.by_output.data(), row_stride<T>(packed.in),
+                     adds ? to : zeros_.data(), adds ? in_stride : 0, to, in_stride});
         }
     }
 
-    // Adds this block's weight and bias gradients to the caller's (a null pointer: not wanted).
+    // Adds the weights' gradients to the caller's (a null pointer: not wanted), which are ordered as the
+    // parameters.
     void collect(T* const* gradients) const {
-        for (size_t l = 0; l < packed_.layers.size(); ++l) {
-            const auto& layer = packed_.layers[l];
+        for (int l = 0; l < plan_.size(); ++l) {
+            const PackedLayer<T>& packed = plan_.layers[l];
+            const Buffers& b = layers_[l];
             if (T* w = gradients[2 * l])
-                for (int o = 0; o < layer.out; ++o)
-                    for (int i = 0; i < layer.in; ++i)
-                        w[o * layer.in + i] += weight_gradient_[l][o * layer.in_padded + i];
-            if (T* b = gradients[2 * l + 1])
-                for (int o = 0; o < layer.out; ++o) b[o] += bias_gradient_[l][o];
+                for (int o = 0; o < packed.out; ++o)
+                    for (int i = 0; i < packed.in; ++i)
+                        w[static_cast<int64_t>(o) * packed.in + i] +=
+                            b.weight_gradient[o * row_stride<T>(packed.in) + i];
+            if (T* bias = gradients[2 * l + 1])
+                for (int o = 0; o < packed.out; ++o) bias[o] += b.bias_gradient[o];
         }
     }
 
 private:
-    void activate(size_t l, int size) {
-        T* v = value_[l + 1].data();
-        if (shape_.activation == 0) {
-            for (int i = 0; i < size; ++i) v[i] = v[i] < 0 ? T(0) : v[i];  // NaN passes
-            return;
-        }
-        const T omega = static_cast<T>(shape_.omegas[l]);
-        T* s = slope_[l + 1].data();
-        sin_cos_block(v, omega, v, s, size);
-        if (training_)
-            for (int i = 0; i < size; ++i) s[i] *= omega;
+    struct Buffers {
+        std::vector<T> before;  // of the activation
+        std::vector<T> value, slope, curvature, ungated, gradient, weight_gradient, bias_gradient;
+    };
+
+    void add(const T* from, T* to, int64_t size) const {
+        NR_INDEPENDENT
+        for (int64_t i = 0; i < (1 + tangents_) * size; ++i) to[i] += from[i];
     }
 
-    void activation_gradient(size_t l, int size) {
-        T* g = gradient_[l].data();
-        if (shape_.activation == 0) {
-            const T* v = value_[l].data();
-            for (int i = 0; i < size; ++i) g[i] = v[i] > 0 ? g[i] : T(0);
-        } else {
-            const T* s = slope_[l].data();
-            for (int i = 0; i < size; ++i) g[i] *= s[i];
-        }
-    }
-
-    const FieldShape& shape_;
-    const PackedLayers<T>& packed_;
-    bool training_;
-    std::vector<std::vector<T>> value_, slope_, gradient_, weight_gradient_, bias_gradient_;
+    const StackPlan<T>& plan_;
+    int tangents_;
+    std::vector<Buffers> layers_;
+    std::vector<T> zeros_;
 };
 
 }  // namespace nr

@@ -10,26 +10,46 @@
 namespace nr {
 
 // --- field.cpp, encoding.cpp
-// -----------------------------------------------------------------------------------
 
 struct GridShape {
     int ndim = 0;
     int features = 0;
     std::vector<int> resolutions;  // vertices per axis, one a level
     int64_t table_size = 0;        // levels with more vertices than this are hashed
+    bool smooth = false;           // smoothstep instead of linear interpolation
 };
 
+// Numbered as in kernels/spec.py.
 enum class Encoding { kIdentity = 0, kFourier = 1, kGrid = 2 };
+enum class Skip { kNone = 0, kFirst = 1, kPrevious = 2 };
+enum class Output { kDisplacement = 0, kPosition = 1, kVelocity = 2 };
+enum class Activation;
 
+// FieldSpec of kernels/spec.py, with the sizes of the latents of a call.
 struct FieldShape {
     int ndim = 0;
+    int out = 0;
     Encoding encoding = Encoding::kIdentity;
     GridShape grid;
     int frequencies = 0;
     double fourier_scale = 0;
-    std::vector<int> widths;     // encoded input, hidden layers, output
-    int activation = 0;          // 0 relu, 1 sine
-    std::vector<double> omegas;  // one a hidden layer (sine)
+    bool raw = false;
+    int encoded = 0;  // width of the encoding
+    int latent = 0;
+    bool latent_per_point = false;
+    int volume_channels = 0;
+    std::vector<int64_t> volume_size;
+    std::vector<int> widths;       // main stack: input, hidden layers, output
+    std::vector<int> gate_widths;  // modulator: input, hidden layers; empty for none
+    Activation activation{};
+    std::vector<double> omegas, gate_omegas;
+    Skip skip = Skip::kNone;
+    Output output = Output::kDisplacement;
+    int steps = 0;  // of the flow; 0: none
+    double time = 0;
+    bool rk4 = true;
+
+    int inputs() const { return encoded + latent + volume_channels; }
 };
 
 template <class T>
@@ -46,13 +66,15 @@ template <class T>
 void fourier_encode_backward(int ndim, int frequencies, double scale, int64_t n, const T* x, const T* b,
                              const T* grad_encoded, T* grad_x, T* grad_b, int threads);
 
-// params and grad_params in the order of FieldSpec.parameter_shapes
+// tensors: table or B, latent (rows, width), volume (*size, channels), each where the shape has one, then W,
+// b layer by layer of the main stack and of the modulator. jacobian (n, out, ndim) may be null: values alone.
 template <class T>
-void field_forward(const FieldShape& shape, int64_t n, const T* x, const std::vector<const T*>& params, T* y,
-                   int threads);
+void field_forward(const FieldShape& shape, int64_t n, const T* x, const std::vector<const T*>& tensors, T* y,
+                   T* jacobian, int threads);
+// grad_jacobian may be null. grads: of x, then of the tensors; zeroed by the caller.
 template <class T>
-void field_backward(const FieldShape& shape, int64_t n, const T* x, const std::vector<const T*>& params,
-                    const T* grad_y, T* grad_x, const std::vector<T*>& grad_params, int threads);
+void field_backward(const FieldShape& shape, int64_t n, const T* x, const std::vector<const T*>& tensors,
+                    const T* grad_y, const T* grad_jacobian, const std::vector<T*>& grads, int threads);
 
 // --- sampling.cpp
 // ----------------------------------------------------------------------------------------------

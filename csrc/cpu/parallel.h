@@ -24,4 +24,14 @@ void parallel_for(int64_t n, int threads, int64_t grain, Body&& body) {
     for (int part = 0; part < parts; ++part) body(n * part / parts, n * (part + 1) / parts, part);
 }
 
+// Runs body(job) for every job of [0, n), each on whichever thread is free. Jobs must not depend on each
+// other.
+template <class Body>
+void parallel_jobs(int64_t n, int threads, Body&& body) {
+#if defined(_OPENMP)
+#pragma omp parallel for num_threads(std::max(1, threads)) schedule(dynamic, 1) if (n > 1 && threads > 1)
+#endif
+    for (int64_t job = 0; job < n; ++job) body(job);
+}
+
 }  // namespace nr

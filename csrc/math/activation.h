@@ -1,5 +1,5 @@
-// Activations with their first and second derivatives: a jet carries tangents through a layer by the slope, its
-// backward needs the curvature.
+// Activations with their first and second derivatives: a jet carries tangents through a layer by the slope,
+// its backward needs the curvature.
 #pragma once
 
 #include <cmath>
@@ -36,11 +36,11 @@ NR_HD inline Activated<T> hyperbolic_tangent(T z) {
     const T size = z < 0 ? -z : z;
     const T e = exponential(T(-2) * size);
     const T q = z * z;
-    const T near = z * (1 + q * (T(-1. / 3) +
-                                 q * (T(2. / 15) +
-                                      q * (T(-17. / 315) +
-                                           q * (T(62. / 2835) +
-                                                q * (T(-1382. / 155925) + q * T(21844. / 6081075)))))));
+    const T near =
+        z * (1 + q * (T(-1. / 3) +
+                      q * (T(2. / 15) +
+                           q * (T(-17. / 315) +
+                                q * (T(62. / 2835) + q * (T(-1382. / 155925) + q * T(21844. / 6081075)))))));
     const T far = (1 - e) / (1 + e);
     const T value = size < T(0.35) ? near : (z < 0 ? -far : far);
     const T slope = 4 * e / ((1 + e) * (1 + e));

@@ -21,20 +21,31 @@ NR_HD inline T unit_slope(T x) {
     return (x >= -1 && x <= 1) ? T(0.5) : T(0);
 }
 
-// Cell and fraction along one axis of `vertices` >= 2 vertices.
+// Cell and place in it along one axis. An axis of one vertex has the cell 0, whose upper corner is the lower
+// one.
 template <class T>
-NR_HD inline int32_t grid_cell(T unit, int32_t vertices, T& fraction) {
+NR_HD inline int32_t grid_cell(T unit, int32_t vertices, T& place) {
     const T position = unit * static_cast<T>(vertices - 1);
     int32_t cell = static_cast<int32_t>(position);
     cell = cell < vertices - 2 ? cell : vertices - 2;
-    fraction = position - static_cast<T>(cell);
+    cell = cell > 0 ? cell : 0;
+    place = position - static_cast<T>(cell);
     return cell;
 }
 
-NR_HD inline uint32_t dense_index(int32_t i, int32_t j, int32_t vertices) { return i * vertices + j; }
-NR_HD inline uint32_t dense_index(int32_t i, int32_t j, int32_t k, int32_t vertices) {
-    return (i * vertices + j) * vertices + k;
+// What the upper corner weighs at a place in [0, 1] of the cell (the lower one: 1 - weight), with derivatives
+// to the place.
+template <class T>
+struct UpperWeight {
+    T value, slope, curvature;
+};
+
+template <class T>
+NR_HD inline UpperWeight<T> upper_weight(T place, bool smooth) {
+    if (smooth) return {place * place * (3 - 2 * place), 6 * place * (1 - place), 6 - 12 * place};
+    return {place, T(1), T(0)};
 }
+
 NR_HD inline uint32_t hashed_index(uint32_t i, uint32_t j, uint32_t mask) {
     return (i ^ (j * 2654435761u)) & mask;
 }

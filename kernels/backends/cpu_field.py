@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from neuralreg.kernels.spec import Fourier, HashGrid, unflatten
+from neuralreg.kernels.spec import ACTIVATIONS, OUTPUTS, SKIPS, Fourier, HashGrid, unflatten
 
 from . import native, registry
 from .cpu import address, function, threads, wanted
 
 
-def hash_encode_forward(x: Tensor, table: Tensor, resolutions: list[int], table_size: int) -> Tensor:
+def hash_encode_forward(
+    x: Tensor, table: Tensor, resolutions: list[int], table_size: int, smooth: bool
+) -> Tensor:
     x, table = x.contiguous(), table.contiguous()
     out = x.new_empty(x.shape[0], len(resolutions) * table.shape[1])
+    grid = native.load_cpu().GridShape(x.shape[1], resolutions, table.shape[1], table_size, smooth)
     function("hash_encode_forward", x.dtype)(
-        x.shape[1],
-        resolutions,
-        table.shape[1],
-        table_size,
-        x.shape[0],
-        address(x),
-        address(table),
-        address(out),
-        threads(),
+        grid, x.shape[0], address(x), address(table), address(out), threads()
     )
     return out
 
@@ -33,16 +28,15 @@ def hash_encode_backward(
     table: Tensor,
     resolutions: list[int],
     table_size: int,
+    smooth: bool,
     want_x: bool,
     want_table: bool,
 ) -> tuple[Tensor, Tensor]:
     grad, x, table = grad.contiguous(), x.contiguous(), table.contiguous()
     grad_x, grad_table = wanted(x, want_x), wanted(table, want_table)
+    grid = native.load_cpu().GridShape(x.shape[1], resolutions, table.shape[1], table_size, smooth)
     function("hash_encode_backward", x.dtype)(
-        x.shape[1],
-        resolutions,
-        table.shape[1],
-        table_size,
+        grid,
         x.shape[0],
         address(x),
         address(table),
@@ -91,61 +85,111 @@ def fourier_encode_backward(
     )
 
 
-def _shape(ints: list[int], floats: list[float]) -> object:
-    spec = unflatten(ints, floats)
-    if spec.latent or spec.latent_volume or spec.gated or spec.skip != "none" or spec.flow:
-        raise registry.BackendError("the cpu backend has no latents, gates, skips or flows yet")
-    if spec.output != "displacement" or spec.activation not in ("relu", "sine"):
-        raise registry.BackendError("the cpu backend has relu, sine and displacements only yet")
-    encoding = spec.encoding
-    kind, grid, fourier = 0, HashGrid(), Fourier()
-    if isinstance(encoding, HashGrid):
-        kind, grid = 2, encoding
-    elif isinstance(encoding, Fourier):
-        kind, fourier = 1, encoding
-    return native.load_cpu().FieldShape(
-        spec.ndim,
-        kind,
-        list(grid.resolutions),
-        grid.features,
-        1 << grid.log2_table_size,
-        fourier.frequencies,
-        fourier.scale,
-        list(spec.widths),
-        int(spec.activation == "sine"),
-        list(spec.omega),
-    )
+class _Call:
+    """One call of the native field: its shape, and its tensors contiguous, volumes with their channels last."""
+
+    def __init__(self, x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float]) -> None:
+        spec = unflatten(ints, floats)
+        encoding, flow = spec.encoding, spec.flow
+        shape = native.load_cpu().FieldShape()
+        shape.ndim, shape.out = spec.ndim, spec.out
+        shape.encoded = spec.encoded
+        if isinstance(encoding, HashGrid):
+            shape.encoding = 2
+            shape.grid = native.load_cpu().GridShape(
+                spec.ndim,
+                list(encoding.resolutions),
+                encoding.features,
+                1 << encoding.log2_table_size,
+                encoding.interpolation == "smoothstep",
+            )
+        elif isinstance(encoding, Fourier):
+            shape.encoding = 1
+            shape.frequencies, shape.fourier_scale = encoding.frequencies, encoding.scale
+            shape.raw = encoding.raw
+        shape.widths, shape.gate_widths = list(spec.widths), list(spec.gate_widths)
+        shape.omegas, shape.gate_omegas = list(spec.omega), list(spec.gate_omega)
+        shape.activation = ACTIVATIONS.index(spec.activation)
+        shape.skip, shape.output = SKIPS.index(spec.skip), OUTPUTS.index(spec.output)
+        if flow:
+            shape.steps, shape.time, shape.rk4 = flow.steps, flow.time, flow.scheme == "rk4"
+        self.x = x.contiguous()
+        self.tensors = list(tensors)
+        at = 0 if encoding is None else 1
+        if spec.latent:
+            shape.latent, shape.latent_per_point = spec.latent, tensors[at].shape[0] > 1
+            at += 1
+        self.volume = at if spec.latent_volume else None
+        if self.volume is not None:
+            shape.volume_channels, shape.volume_size = spec.latent_volume, list(tensors[at].shape[1:])
+            self.tensors[at] = tensors[at].movedim(0, -1)
+        self.tensors = [t.contiguous() for t in self.tensors]
+        self.shape, self.spec = shape, spec
+
+    def forward(self, jet: bool) -> tuple[Tensor, Tensor | None]:
+        x, spec = self.x, self.spec
+        y = x.new_empty(len(x), spec.out)
+        jacobian = x.new_empty(len(x), spec.out, spec.ndim) if jet else None
+        function("field_forward", x.dtype)(
+            self.shape,
+            len(x),
+            address(x),
+            [address(t) for t in self.tensors],
+            address(y),
+            address(jacobian),
+            threads(),
+        )
+        return y, jacobian
+
+    def backward(self, grad: Tensor, grad_jacobian: Tensor | None, want: list[bool]) -> list[Tensor]:
+        x = self.x
+        grad = grad.contiguous()
+        grad_jacobian = None if grad_jacobian is None else grad_jacobian.contiguous()
+        grads = [wanted(t, w) for t, w in zip([x, *self.tensors], want, strict=True)]
+        function("field_backward", x.dtype)(
+            self.shape,
+            len(x),
+            address(x),
+            [address(t) for t in self.tensors],
+            address(grad),
+            address(grad_jacobian),
+            [address(g) for g in grads],
+            threads(),
+        )
+        results = [x.new_empty(0) if g is None else g for g in grads]
+        if self.volume is not None and want[1 + self.volume]:
+            results[1 + self.volume] = results[1 + self.volume].movedim(-1, 0).contiguous()
+        return results
 
 
-def field_forward(x: Tensor, params: list[Tensor], ints: list[int], floats: list[float]) -> Tensor:
-    x = x.contiguous()
-    params = [p.contiguous() for p in params]
-    y = x.new_empty(x.shape[0], params[-1].shape[0])
-    shape = _shape(ints, floats)
-    function("field_forward", x.dtype)(
-        shape, x.shape[0], address(x), [address(p) for p in params], address(y), threads()
-    )
-    return y
+def field_forward(x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float]) -> Tensor:
+    return _Call(x, tensors, ints, floats).forward(jet=False)[0]
 
 
 def field_backward(
-    grad: Tensor, x: Tensor, params: list[Tensor], ints: list[int], floats: list[float], want: list[bool]
+    grad: Tensor, x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float], want: list[bool]
 ) -> list[Tensor]:
-    grad, x = grad.contiguous(), x.contiguous()
-    params = [p.contiguous() for p in params]
-    grads = [wanted(t, w) for t, w in zip([x, *params], want, strict=True)]
-    shape = _shape(ints, floats)
-    function("field_backward", x.dtype)(
-        shape,
-        x.shape[0],
-        address(x),
-        [address(p) for p in params],
-        address(grad),
-        address(grads[0]),
-        [address(g) for g in grads[1:]],
-        threads(),
-    )
-    return [x.new_empty(0) if g is None else g for g in grads]
+    return _Call(x, tensors, ints, floats).backward(grad, None, want)
+
+
+def field_jet_forward(
+    x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float]
+) -> tuple[Tensor, Tensor]:
+    y, jacobian = _Call(x, tensors, ints, floats).forward(jet=True)
+    assert jacobian is not None
+    return y, jacobian
+
+
+def field_jet_backward(
+    grad: Tensor,
+    grad_jacobian: Tensor,
+    x: Tensor,
+    tensors: list[Tensor],
+    ints: list[int],
+    floats: list[float],
+    want: list[bool],
+) -> list[Tensor]:
+    return _Call(x, tensors, ints, floats).backward(grad, grad_jacobian, want)
 
 
 for _op in (
@@ -155,7 +199,9 @@ for _op in (
     fourier_encode_backward,
     field_forward,
     field_backward,
+    field_jet_forward,
+    field_jet_backward,
 ):
     registry.register(_op.__name__, "cpu", _op)
-for _public in ("hash_encode", "fourier_encode", "field"):
+for _public in ("hash_encode", "fourier_encode", "field", "field_jet"):
     registry.register(_public, "cpu", globals()[_public + "_forward"])

@@ -1,0 +1,143 @@
+// A field on a block of points, on one thread: its value (and Jacobian), and the pullback of their gradients.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "cpu/field_input.h"
+#include "cpu/layers.h"
+
+namespace nr {
+
+// What all threads share in one call.
+template <class T>
+struct FieldPlan {
+    const FieldShape& shape;
+    FieldInput<T> input;
+    StackPlan<T> main;
+    std::optional<StackPlan<T>> gates;
+    int tangents;
+    int capacity;  // points a block
+
+    FieldPlan(const FieldShape& shape, const std::vector<const T*>& tensors, bool jet, bool training)
+        : shape(shape),
+          input(shape, tensors),
+          main(shape.widths, tensors.data() + input.tensors(), shape.omegas, shape.activation,
+               shape.gate_widths.empty() ? shape.skip : Skip::kNone, true, training),
+          tangents(jet ? shape.ndim : 0) {
+        if (!shape.gate_widths.empty())
+            gates.emplace(shape.gate_widths, tensors.data() + input.tensors() + 2 * main.layers.size(),
+                          shape.gate_omegas, shape.activation, shape.skip, false, training);
+        // The activations of a block and one layer's weights share the second cache.
+        const int widest = *std::max_element(shape.widths.begin(), shape.widths.end());
+        capacity = (widest > 128 ? kGridBlock / 2 : kGridBlock) / (jet ? 2 : 1);
+    }
+};
+
+template <class T>
+class FieldBlock {
+public:
+    // Value [point][out] and Jacobian [point][out][ndim] of the last forward.
+    std::vector<T> y, jacobian;
+
+    FieldBlock(const FieldPlan<T>& plan, bool training)
+        : plan_(plan),
+          stride_(row_stride<T>(plan.shape.inputs())),
+          main_(plan.main, plan.tangents, plan.capacity, training, plan.gates.has_value()) {
+        const size_t size = (1 + plan.tangents) * plan.capacity * stride_;
+        input_.resize(size);
+        if (training) input_gradient_.resize(size);
+        if (plan.gates) gates_.emplace(*plan.gates, plan.tangents, plan.capacity, training, false);
+        y.resize(plan.capacity * plan.shape.out);
+        jacobian.resize(y.size() * plan.tangents);
+    }
+
+    // first: number of the block's first point.
+    void forward(const T* x, int64_t first, int count) {
+        const FieldShape& shape = plan_.shape;
+        plan_.input.encode(x, first, count, plan_.tangents, input_.data(), stride_);
+        if (gates_) gates_->forward(input_.data(), stride_, count, nullptr);
+        main_.forward(input_.data(), stride_, count, gates());
+        const int64_t stride = row_stride<T>(shape.out), channel = count * stride;
+        const int n = plan_.tangents;
+        for (int p = 0; p < count; ++p)
+            for (int o = 0; o < shape.out; ++o) {
+                const T* z = main_.output() + p * stride + o;
+                T& value = y[p * shape.out + o];
+                T* row = jacobian.data() + (p * shape.out + o) * n;
+                T slope = 1;
+                value = z[0];
+                if (shape.output == Output::kVelocity) {
+                    const Activated<T> bounded = hyperbolic_tangent(z[0]);
+                    value = bounded.value;
+                    slope = bounded.slope;
+                } else if (shape.output == Output::kPosition) {
+                    value -= x[p * shape.ndim + o];
+                }
+                for (int k = 0; k < n; ++k)
+                    row[k] = slope * z[(k + 1) * channel] - T(shape.output == Output::kPosition && k == o);
+            }
+    }
+
+    // After forward at the same points. Adds to the weights' gradients where wanted, and to grad_x, grad_b,
+    // grad_latent where these are not null; input_gradient() is filled where any of them or the caller wants
+    // it.
+    void backward(const T* x, int64_t first, int count, const T* grad_y, const T* grad_jacobian,
+                  bool want_weights, bool want_input, T* grad_x, T* grad_b, T* grad_latent) {
+        load_gradient(x, count, grad_y, grad_jacobian, grad_x);
+        T* to = want_input ? input_gradient_.data() : nullptr;
+        if (gates_ && to) std::fill(input_gradient_.begin(), input_gradient_.end(), T(0));
+        main_.backward(input_.data(), stride_, count, gates(), want_weights, to, false);
+        if (gates_) gates_->backward(input_.data(), stride_, count, nullptr, want_weights, to, true);
+        if (to)
+            plan_.input.backward(x, first, count, plan_.tangents, input_.data(), to, stride_, grad_x, grad_b,
+                                 grad_latent);
+    }
+
+    // [channel][point][input_stride()]
+    const T* input_gradient() const { return input_gradient_.data(); }
+    int64_t input_stride() const { return stride_; }
+
+    void collect(T* const* gradients) const {
+        main_.collect(gradients);
+        if (gates_) gates_->collect(gradients + 2 * plan_.main.layers.size());
+    }
+
+private:
+    Stack<T>* gates() { return gates_ ? &*gates_ : nullptr; }
+
+    // The gradient of the last layer's z from that of the output.
+    void load_gradient(const T* x, int count, const T* grad_y, const T* grad_jacobian, T* grad_x) {
+        const FieldShape& shape = plan_.shape;
+        const int64_t stride = row_stride<T>(shape.out), channel = count * stride;
+        const int n = plan_.tangents;
+        for (int p = 0; p < count; ++p)
+            for (int o = 0; o < shape.out; ++o) {
+                const T* z = main_.output() + p * stride + o;
+                T* g = main_.output_gradient() + p * stride + o;
+                const T* row = grad_jacobian + (p * shape.out + o) * n;
+                g[0] = grad_y[p * shape.out + o];
+                for (int k = 0; k < n; ++k) g[(k + 1) * channel] = row[k];
+                if (shape.output == Output::kVelocity) {
+                    const Activated<T> bounded = hyperbolic_tangent(z[0]);
+                    g[0] *= bounded.slope;
+                    for (int k = 0; k < n; ++k) {
+                        g[0] += bounded.curvature * z[(k + 1) * channel] * row[k];
+                        g[(k + 1) * channel] = bounded.slope * row[k];
+                    }
+                } else if (shape.output == Output::kPosition && grad_x) {
+                    grad_x[p * shape.ndim + o] -= grad_y[p * shape.out + o];
+                }
+            }
+    }
+
+    const FieldPlan<T>& plan_;
+    int64_t stride_;
+    Stack<T> main_;
+    std::optional<Stack<T>> gates_;
+    std::vector<T> input_, input_gradient_;
+};
+
+}  // namespace nr
