@@ -198,6 +198,11 @@ def cases() -> dict[str, Case]:
     hashed = HashGrid(levels=4, features=2, base=3, finest=17, log2_table_size=9)
     spec = FieldSpec(ndim=3, encoding=hashed, hidden=(16, 16), out=3)
     parameters = [0.3 * normal(*shape) for shape in spec.parameter_shapes()]
+
+    def joined(x: Tensor, params: list[Tensor], backend: str | None) -> Tensor:
+        y, jacobian = kernels.field_jet(x, params, spec, backend=backend)
+        return torch.cat([y, jacobian.flatten(1)], 1)
+
     return {
         "grid_sample": Case(
             (image, grid),
@@ -229,6 +234,7 @@ def cases() -> dict[str, Case]:
         "field": Case(
             (points, *parameters), lambda t, b: kernels.field(t[0], list(t[1:]), spec, backend=b), 1e-5, 1e-4
         ),
+        "field_jet": Case((points, *parameters), lambda t, b: joined(t[0], list(t[1:]), b), 1e-5, 1e-4),
     }
 
 

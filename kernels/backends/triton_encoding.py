@@ -225,7 +225,7 @@ def fourier_gradients(
 
 
 def hash_encode_forward(
-    x: Tensor, table: Tensor, resolutions: list[int], table_size: int, smooth: bool = False
+    x: Tensor, table: Tensor, resolutions: list[int], table_size: int, smooth: bool
 ) -> Tensor:
     levels = levels_of(resolutions, table.shape[1], table_size, smooth, x.shape[1])
     out = torch.empty(x.shape[0], levels.width, dtype=x.dtype, device=x.device)
@@ -236,9 +236,15 @@ def hash_encode_forward(
 
 
 def hash_encode_backward(
-    grad: Tensor, x: Tensor, table: Tensor, resolutions: list[int], table_size: int, *flags: bool
+    grad: Tensor,
+    x: Tensor,
+    table: Tensor,
+    resolutions: list[int],
+    table_size: int,
+    smooth: bool,
+    want_x: bool,
+    want_table: bool,
 ) -> tuple[Tensor, Tensor]:
-    smooth, want_x, want_table = flags if len(flags) == 3 else (False, *flags)
     nothing = x.new_empty(0)
     with on_device(x):
         grad_x = torch.zeros(x.shape, dtype=wide(x.dtype), device=x.device) if want_x else None
