@@ -31,7 +31,7 @@ from .triton_field_layers import (
 
 @triton.jit
 def layer_forward(
-    work, wide, params, layer, a, a_plane, a_stride, n_rows, own, own_wide, K,
+    work, wide, layers, layer, a, a_plane, a_stride, n_rows, own, own_wide, K,
     KMAX: tl.constexpr, FIRST: tl.constexpr, SAVE: tl.constexpr, GATE: tl.constexpr, HIDDEN: tl.constexpr,
     OFFSETS: tl.constexpr, OMEGAS: tl.constexpr, KIND: tl.constexpr, SKIP: tl.constexpr, MODULATED: tl.constexpr,
     D: tl.constexpr, W: tl.constexpr, BW: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
@@ -43,9 +43,9 @@ def layer_forward(
     N = pick(HIDDEN, layer, tl.int32)
     w = pick(OFFSETS, layer, tl.int64)
     z, t0, t1, t2 = dense(
-        work, a, a_plane, a_stride, n_rows, params, w, K, 1, N, K, D, KMAX, W, BP, BK, ACC, PLAIN
+        work, a, a_plane, a_stride, n_rows, layers, w, K, 1, N, K, D, KMAX, W, BP, BK, ACC, PLAIN
     )
-    z += bias_of(params, w + N * K, N, W, ACC)
+    z += bias_of(layers, w + N * K, N, W, ACC)
     slot = (LAYERS if GATE else 0) + layer
     if SAVE:
         put(wide, own_wide + slot * SLOT, z, t0, t1, t2, D, BW, BP, W)
@@ -65,7 +65,7 @@ def layer_forward(
 
 @triton.jit
 def block_forward(
-    work, wide, params, inputs, plane, stride, n_rows, own, own_wide,
+    work, wide, layers, inputs, plane, stride, n_rows, own, own_wide,
     SAVE: tl.constexpr, HIDDEN: tl.constexpr, OFFSETS: tl.constexpr, OMEGAS: tl.constexpr,
     GATE_OFFSETS: tl.constexpr, GATE_OMEGAS: tl.constexpr, KIND: tl.constexpr, SKIP: tl.constexpr,
     GATED: tl.constexpr, INPUTS: tl.constexpr, ENCODED: tl.constexpr, OUT: tl.constexpr, D: tl.constexpr,
@@ -78,11 +78,11 @@ def block_forward(
     MAIN: tl.constexpr = ENCODED if GATED else INPUTS
     if GATED:
         layer_forward(
-            work, wide, params, 0, inputs, plane, stride, n_rows, own, own_wide, INPUTS, INPUTS, True, SAVE, True,
+            work, wide, layers, 0, inputs, plane, stride, n_rows, own, own_wide, INPUTS, INPUTS, True, SAVE, True,
             HIDDEN, GATE_OFFSETS, GATE_OMEGAS, "sine", SKIP, False, D, W, BW, BP, BK, ACC, PLAIN
         )  # fmt: skip
     layer_forward(
-        work, wide, params, 0, inputs, plane, stride, n_rows, own, own_wide, MAIN, MAIN, True, SAVE, False,
+        work, wide, layers, 0, inputs, plane, stride, n_rows, own, own_wide, MAIN, MAIN, True, SAVE, False,
         HIDDEN, OFFSETS, OMEGAS, KIND, SKIP, GATED, D, W, BW, BP, BK, ACC, PLAIN
     )  # fmt: skip
     for layer in range(1, LAYERS):
@@ -90,11 +90,11 @@ def block_forward(
         a = own + (layer - 1) * SLOT
         if GATED:
             layer_forward(
-                work, wide, params, layer, a + LAYERS * SLOT, BP * BW, BW, BP, own, own_wide, K, W, False, SAVE,
+                work, wide, layers, layer, a + LAYERS * SLOT, BP * BW, BW, BP, own, own_wide, K, W, False, SAVE,
                 True, HIDDEN, GATE_OFFSETS, GATE_OMEGAS, "sine", SKIP, False, D, W, BW, BP, BK, ACC, PLAIN
             )  # fmt: skip
         layer_forward(
-            work, wide, params, layer, a, BP * BW, BW, BP, own, own_wide, K, W, False, SAVE, False,
+            work, wide, layers, layer, a, BP * BW, BW, BP, own, own_wide, K, W, False, SAVE, False,
             HIDDEN, OFFSETS, OMEGAS, KIND, SKIP, GATED, D, W, BW, BP, BK, ACC, PLAIN
         )  # fmt: skip
     K = HIDDEN[LAYERS - 1]
@@ -105,7 +105,7 @@ def block_forward(
         BP * BW,
         BW,
         BP,
-        params,
+        layers,
         w,
         K,
         1,
@@ -119,12 +119,12 @@ def block_forward(
         ACC,
         PLAIN,
     )
-    return z + bias_of(params, w + OUT * K, OUT, WO, ACC), t0, t1, t2
+    return z + bias_of(layers, w + OUT * K, OUT, WO, ACC), t0, t1, t2
 
 
 @triton.jit
 def field_forward_kernel(
-    x, work, wide, params, y, jacobian, n, plane, stride, slots,
+    x, work, wide, layers, y, jacobian, n, plane, stride, slots,
     HIDDEN: tl.constexpr, OFFSETS: tl.constexpr, OMEGAS: tl.constexpr, GATE_OFFSETS: tl.constexpr,
     GATE_OMEGAS: tl.constexpr, KIND: tl.constexpr, SKIP: tl.constexpr, GATED: tl.constexpr, OUTPUT: tl.constexpr,
     INPUTS: tl.constexpr, ENCODED: tl.constexpr, OUT: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
@@ -143,7 +143,7 @@ def field_forward_kernel(
         n_rows = tl.minimum(n - block * BP, BP)
         first = block.to(tl.int64) * BP * stride
         z, t0, t1, t2 = block_forward(
-            work, wide, params, first, plane, stride, n_rows, own, own, False, HIDDEN, OFFSETS, OMEGAS, GATE_OFFSETS,
+            work, wide, layers, first, plane, stride, n_rows, own, own, False, HIDDEN, OFFSETS, OMEGAS, GATE_OFFSETS,
             GATE_OMEGAS, KIND, SKIP, GATED, INPUTS, ENCODED, OUT, D, W, BW, WO, BP, BK, ACC, PLAIN
         )  # fmt: skip
         kept = (point < n) & (column < OUT)
@@ -169,7 +169,7 @@ def field_forward_kernel(
 
 @triton.jit
 def layer_backward(
-    work, wide, params, partial, layer, v, t0, t1, t2, a, a_plane, a_stride, n_rows, own, own_wide, going, K,
+    work, wide, layers, partial, layer, v, t0, t1, t2, a, a_plane, a_stride, n_rows, own, own_wide, going, K,
     KMAX: tl.constexpr, FIRST: tl.constexpr, GATE: tl.constexpr, HIDDEN: tl.constexpr, OFFSETS: tl.constexpr,
     OMEGAS: tl.constexpr, KIND: tl.constexpr, SKIP: tl.constexpr, MODULATED: tl.constexpr, SLOTS: tl.constexpr,
     D: tl.constexpr, W: tl.constexpr, BW: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, TILE: tl.constexpr,
@@ -222,7 +222,7 @@ def layer_backward(
 
 @triton.jit
 def stack_backward(
-    work, wide, params, partial, grad_inputs, v, t0, t1, t2, inputs, plane, stride, n_rows, own, own_wide, going,
+    work, wide, layers, partial, grad_inputs, v, t0, t1, t2, inputs, plane, stride, n_rows, own, own_wide, going,
     IN: tl.constexpr, ADD: tl.constexpr, GATE: tl.constexpr, HIDDEN: tl.constexpr, OFFSETS: tl.constexpr,
     OMEGAS: tl.constexpr, KIND: tl.constexpr, SKIP: tl.constexpr, MODULATED: tl.constexpr, SLOTS: tl.constexpr,
     D: tl.constexpr, W: tl.constexpr, BW: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, TILE: tl.constexpr,
@@ -240,25 +240,25 @@ def stack_backward(
         K = pick(HIDDEN, layer - 1, tl.int32)
         a = own + ((LAYERS if GATE else 0) + layer - 1) * SLOT
         s, s0, s1, s2 = layer_backward(
-            work, wide, params, partial, layer, v, t0, t1, t2, a, BP * BW, BW, BP, own, own_wide, going, K,
+            work, wide, layers, partial, layer, v, t0, t1, t2, a, BP * BW, BW, BP, own, own_wide, going, K,
             W, False, GATE, HIDDEN, OFFSETS, OMEGAS, KIND, SKIP, MODULATED, SLOTS, D, W, BW, BP, BK, TILE,
             ACC, PLAIN, WANT
         )  # fmt: skip
         v, t0, t1, t2 = dense(
-            work, own_gradients, BP * BW, BW, BP, params, pick(OFFSETS, layer, tl.int64), 1, K, K,
+            work, own_gradients, BP * BW, BW, BP, layers, pick(OFFSETS, layer, tl.int64), 1, K, K,
             pick(HIDDEN, layer, tl.int32), D, W, W, BP, BK, ACC, PLAIN
         )  # fmt: skip
         if SKIP == "previous" and not MODULATED:
             v, t0, t1, t2 = v + s, t0 + s0, t1 + s1, t2 + s2
     layer_backward(
-        work, wide, params, partial, 0, v, t0, t1, t2, inputs, plane, stride, n_rows, own, own_wide, going, IN,
+        work, wide, layers, partial, 0, v, t0, t1, t2, inputs, plane, stride, n_rows, own, own_wide, going, IN,
         IN, True, GATE, HIDDEN, OFFSETS, OMEGAS, KIND, SKIP, MODULATED, SLOTS, D, W, BW, BP, BK, TILE, ACC, PLAIN,
         WANT
     )  # fmt: skip
     if WANT_INPUTS:
         for first in range(0, IN, W):
             v, t0, t1, t2 = dense(
-                work, own_gradients, BP * BW, BW, BP, params, OFFSETS[0] + first, 1, IN, IN - first,
+                work, own_gradients, BP * BW, BW, BP, layers, OFFSETS[0] + first, 1, IN, IN - first,
                 HIDDEN[0], D, W, W, BP, BK, ACC, PLAIN
             )  # fmt: skip
             column = first + tl.arange(0, W)[None, :]
@@ -277,7 +277,7 @@ def stack_backward(
 
 @triton.jit
 def field_backward_kernel(
-    work, wide, params, grad, grad_jacobian, partial, grad_inputs, n, plane, stride, slots, total, started,
+    work, wide, layers, grad, grad_jacobian, partial, grad_inputs, n, plane, stride, slots, total, started,
     HIDDEN: tl.constexpr, OFFSETS: tl.constexpr, OMEGAS: tl.constexpr, GATE_OFFSETS: tl.constexpr,
     GATE_OMEGAS: tl.constexpr, KIND: tl.constexpr, SKIP: tl.constexpr, GATED: tl.constexpr, OUTPUT: tl.constexpr,
     INPUTS: tl.constexpr, ENCODED: tl.constexpr, OUT: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
@@ -303,7 +303,7 @@ def field_backward_kernel(
         n_rows = tl.minimum(n - block * BP, BP)
         first = block.to(tl.int64) * BP * stride
         z, z0, z1, z2 = block_forward(
-            work, wide, params, first, plane, stride, n_rows, own, own_wide, True, HIDDEN, OFFSETS, OMEGAS,
+            work, wide, layers, first, plane, stride, n_rows, own, own_wide, True, HIDDEN, OFFSETS, OMEGAS,
             GATE_OFFSETS, GATE_OMEGAS, KIND, SKIP, GATED, INPUTS, ENCODED, OUT, D, W, BW, WO, BP, BK, ACC, PLAIN
         )  # fmt: skip
         kept = (point < n) & (column < OUT)
@@ -332,10 +332,10 @@ def field_backward_kernel(
                 D, W, WO, TILE, BW, BP, BK, ACC, PLAIN
             )  # fmt: skip
         v, t0, t1, t2 = dense(
-            work, own + SLOTS * SLOT, BP * BW, BW, BP, params, w, 1, K, K, OUT, D, WO, W, BP, BK, ACC, PLAIN
+            work, own + SLOTS * SLOT, BP * BW, BW, BP, layers, w, 1, K, K, OUT, D, WO, W, BP, BK, ACC, PLAIN
         )
         stack_backward(
-            work, wide, params, mine, grad_inputs, v, t0, t1, t2, first, plane, stride, n_rows, own, own_wide, going,
+            work, wide, layers, mine, grad_inputs, v, t0, t1, t2, first, plane, stride, n_rows, own, own_wide, going,
             ENCODED if GATED else INPUTS, 0, False, HIDDEN, OFFSETS, OMEGAS, KIND, SKIP, GATED, SLOTS,
             D, W, BW, BP, BK, TILE, ACC, PLAIN, WANT, WANT_INPUTS
         )  # fmt: skip
@@ -343,7 +343,7 @@ def field_backward_kernel(
             tl.debug_barrier()
             v = tl.zeros((BP, W), ACC)
             stack_backward(
-                work, wide, params, mine, grad_inputs, v, v, v, v, first, plane, stride, n_rows, own, own_wide, going,
+                work, wide, layers, mine, grad_inputs, v, v, v, v, first, plane, stride, n_rows, own, own_wide, going,
                 INPUTS, ENCODED, True, HIDDEN, GATE_OFFSETS, GATE_OMEGAS, "sine", SKIP, False, SLOTS,
                 D, W, BW, BP, BK, TILE, ACC, PLAIN, WANT, WANT_INPUTS
             )  # fmt: skip

@@ -3,6 +3,9 @@
 A block of points has 1 + D sets of rows: values, and with a jet (D > 0) their tangents along every coordinate. They
 are separate tiles that meet the same tile of weights, so that an activation sees value and tangents side by side.
 Offsets (`a`, `w`, ...) are int64 and count elements from the start of a buffer.
+
+Only loops that store nothing are pipelined (kernels themselves have num_stages 1): loads that run ahead would pass the
+stores of the layer before.
 """
 
 from __future__ import annotations
@@ -69,7 +72,7 @@ def product(a, b, sum_, ACC: tl.constexpr, PLAIN: tl.constexpr):
 
 @triton.jit
 def dense(
-    work, a, a_plane, a_stride, n_rows, params, w, n_stride, k_stride, N, K,
+    work, a, a_plane, a_stride, n_rows, layers, w, n_stride, k_stride, N, K,
     D: tl.constexpr, KMAX: tl.constexpr, WN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
     ACC: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
@@ -83,9 +86,9 @@ def dense(
     t0 = z
     t1 = z
     t2 = z
-    for first in range(0, KMAX, BK):
+    for first in tl.range(0, KMAX, BK, num_stages=2):
         k = first + tl.arange(0, BK)
-        at = params + w + column * n_stride + k[:, None] * k_stride
+        at = layers + w + column * n_stride + k[:, None] * k_stride
         weights = tl.load(at, mask=(column < N) & (k[:, None] < K), other=0.0)
         read = (point < n_rows) & (k[None, :] < K)
         source = work + a + point * a_stride + k[None, :]
@@ -111,7 +114,7 @@ def add_outer(
         for k0 in range(0, KMAX, TILE):
             k = k0 + tl.arange(0, TILE)[None, :]
             sum_ = tl.zeros((TILE, TILE), ACC)
-            for first in range(0, BP, BK):
+            for first in tl.range(0, BP, BK, num_stages=2):
                 point = first + tl.arange(0, BK)
                 upstream = work + gradient + point[None, :] * BW + n
                 source = work + a + point[:, None] * a_stride + k
@@ -143,9 +146,9 @@ def add_bias(z, partial, to, going, N, WN: tl.constexpr):
 
 
 @triton.jit
-def bias_of(params, b, N, WN: tl.constexpr, ACC: tl.constexpr):
+def bias_of(layers, b, N, WN: tl.constexpr, ACC: tl.constexpr):
     column = tl.arange(0, WN)[None, :]
-    return tl.load(params + b + column, mask=column < N, other=0.0).to(ACC)
+    return tl.load(layers + b + column, mask=column < N, other=0.0).to(ACC)
 
 
 @triton.jit
