@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from neuralreg.bench import kernels as suite
-from neuralreg.bench.harness import Case, Measurement, bandwidth, measure
+from neuralreg.bench.harness import Case, Measurement, bandwidth, measure, product_rate
 from neuralreg.machine import cpu_name
 from neuralreg.writing import atomic_path
 
@@ -32,19 +32,22 @@ def main(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0, ...")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Write one row a measurement to this .csv file.")] = None,
 ) -> None:
-    """Measure every kernel: error against float64, time, memory beyond inputs, and the byte floor."""
+    """Measure every kernel: error against float64, time, memory beyond inputs, and the floor of bytes or products."""
     target = torch.device(device)
     name = torch.cuda.get_device_name(target) if target.type == "cuda" else cpu_name()
-    speed = bandwidth(target)
+    speed, rate = bandwidth(target), product_rate(target)
     console = Console(width=150)
-    console.print(f"{name}, {torch.get_num_threads()} threads, copies at {speed / 1e9:.1f} GB/s")
+    console.print(
+        f"{name}, {torch.get_num_threads()} threads, copies at {speed / 1e9:.1f} GB/s, "
+        f"products at {rate / 1e9:.0f} GFLOP/s"
+    )
     rows = []
     for module in sorted(module.name for module in pkgutil.iter_modules(suite.__path__)):
         if only not in module:
             continue
         for case in importlib.import_module(f"{suite.__name__}.{module}").cases(target, quick):
             found = measure(case, target, rounds=5 if quick else 15, budget=5 if quick else 60)
-            floor = case.floor_bytes / speed
+            floor = max(case.floor_bytes / speed, case.flops / rate)
             show(console, case, found, floor)
             rows += [row(case, one, floor, name) for one in found]
     if not rows:

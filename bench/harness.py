@@ -26,6 +26,7 @@ class Case:
         tolerance: largest relative error (largest difference over largest magnitude, any result); a contender
             beyond it is shown and not ranked.
         floor_bytes: bytes that any implementation has to move from and to memory.
+        flops: floating-point operations of its matrix products.
     """
 
     op: str
@@ -34,6 +35,7 @@ class Case:
     truth: Callable[[], tuple[Tensor, ...]]
     tolerance: float
     floor_bytes: float
+    flops: float = 0.0
 
 
 @dataclass
@@ -134,6 +136,13 @@ def bandwidth(device: torch.device, volume: int = 1 << 25) -> float:
     target = torch.empty_like(source)
     best = min(timed(lambda: (target.copy_(source),), device)[0] for _ in range(8))
     return 2 * 4 * volume / best
+
+
+def product_rate(device: torch.device, size: int = 2048) -> float:
+    """Floating-point operations a second that this machine reaches in a large float32 product, the best of several."""
+    a, b = (torch.ones(size, size, device=device) for _ in range(2))
+    best = min(timed(lambda: (a @ b,), device)[0] for _ in range(8))
+    return 2 * size**3 / best
 
 
 def gradient_step(

@@ -4,24 +4,39 @@ Needs torch alone. Each op is a registered ``torch.library`` op with a hand-writ
 ``backend`` argument choose who computes, ``backends()`` tells what serves here and why the rest does not.
 """
 
-from .backends import cpu_field, cpu_image, cpu_ssim, cuda, triton_ops  # noqa: F401 (register the backends' kernels)
+from .backends import (  # noqa: F401 (register the backends' kernels)
+    cpu_field,
+    cpu_image,
+    cpu_lattice,
+    cpu_refine,
+    cpu_ssim,
+    cuda,
+    triton_ops,
+)
 from .backends.registry import BackendError, backends, use_backend
 from .encoding import fourier_encode, hash_encode
 from .field import field, field_jet
 from .flow import compose, invert
-from .jacobian import diffusion_loss, jacobian_determinant, jacobian_loss
+from .field import field
+from .flow import Convergence, compose, integrate, invert
+from .jacobian import jacobian_determinant, jacobian_loss, jacobian_penalty, log_jacobian
 from .lncc import lncc
+from .refine import RefineState, refine, refine_state, refine_step
 from .sampling import grid_sample, warp
+from .smoothness import bending_loss, diffusion_loss
 from .spec import FieldSpec, Flow, Fourier, HashGrid, octaves
 from .ssim import ssim
 
 __all__ = [
     "BackendError",
+    "Convergence",
     "FieldSpec",
     "Flow",
     "Fourier",
     "HashGrid",
+    "RefineState",
     "backends",
+    "bending_loss",
     "compose",
     "diffusion_loss",
     "field",
@@ -29,11 +44,17 @@ __all__ = [
     "fourier_encode",
     "grid_sample",
     "hash_encode",
+    "integrate",
     "invert",
     "jacobian_determinant",
     "jacobian_loss",
+    "jacobian_penalty",
     "lncc",
+    "log_jacobian",
     "octaves",
+    "refine",
+    "refine_state",
+    "refine_step",
     "ssim",
     "use_backend",
     "warp",

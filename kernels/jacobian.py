@@ -1,4 +1,4 @@
-"""Regularity of dense displacement fields by differences between lattice neighbours."""
+"""Jacobian determinants of dense displacement fields, by differences between lattice neighbours, and penalties."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .backends import registry
 from .backends.reference import jacobian as reference
+from .lattice import check_displacement, scalar
 
-SCHEMES = ("forward", "backward", "central")
 PENALTIES = ("relu", "unit")
 
 
@@ -77,17 +77,47 @@ def jacobian_determinant(
     Raises:
         ValueError: a shape, dtype or option does not fit.
     """
-    steps = _check("jacobian_determinant", displacement, spacing, scheme)
+    steps = check_displacement("jacobian_determinant", displacement, spacing, scheme)
     chosen = registry.choose("jacobian_determinant", displacement.device, backend)
     if chosen == "reference":
         return reference.jacobian_determinant(displacement, steps, scheme)
     return _determinant_forward(displacement, steps, scheme, chosen)
 
 
+def log_jacobian(
+    displacement: Tensor,
+    spacing: Sequence[float] | None = None,
+    scheme: str = "forward",
+    floor: float = 1e-6,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Logarithm of the map's Jacobian determinant, log(max(det, floor)).
+
+    A fold has no logarithm: where det <= floor the result is log(floor) and has no gradient. Its standard
+    deviation over a mask is SDlogJ; ``neuralreg.metrics.sdlogj`` leaves folds out instead of flooring them.
+
+    Args:
+        displacement, spacing, scheme, backend: as in :func:`jacobian_determinant`.
+        floor: least determinant, above 0.
+
+    Returns:
+        (B, *spatial) in the dtype of ``displacement``; 0 where nothing moves; NaN stays. Differentiable once.
+
+    Memory beyond inputs and outputs: two volumes, the determinant and its clamped copy.
+
+    Raises:
+        ValueError: a shape, dtype or option does not fit.
+    """
+    if not 0 < floor < float("inf"):
+        raise ValueError(f"log_jacobian: floor must be a positive number, got {floor}")
+    return jacobian_determinant(displacement, spacing, scheme, backend=backend).clamp_min(floor).log()
+
+
 @torch.library.custom_op("neuralreg::jacobian_loss_forward", mutates_args=())
 def _loss_forward(
     displacement: Tensor, spacing: list[float], scheme: str, penalty: str, threshold: float, backend: str
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     run = registry.implementation("jacobian_loss_forward", backend)
     return run(displacement, spacing, scheme, penalty, threshold)
 
@@ -95,8 +125,8 @@ def _loss_forward(
 @_loss_forward.register_fake
 def _(
     displacement: Tensor, spacing: list[float], scheme: str, penalty: str, threshold: float, backend: str
-) -> Tensor:
-    return _scalar(displacement)
+) -> tuple[Tensor, Tensor]:
+    return scalar(displacement), displacement.new_empty((), dtype=torch.int64)
 
 
 @torch.library.custom_op("neuralreg::jacobian_loss_backward", mutates_args=())
@@ -126,16 +156,17 @@ def _(
     return displacement.new_empty(displacement.shape)
 
 
-def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    displacement, *ctx.options = inputs
-    ctx.save_for_backward(displacement)
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    field, *ctx.options = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(field)
 
 
-def _loss_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _loss_grad(ctx: Any, grad: Tensor, unused: Tensor) -> tuple[Tensor | None, ...]:
     return _loss_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None, None
 
 
-_loss_forward.register_autograd(_loss_grad, setup_context=_loss_setup)
+_loss_forward.register_autograd(_loss_grad, setup_context=_setup)
 
 
 def jacobian_loss(
@@ -145,8 +176,9 @@ def jacobian_loss(
     penalty: str = "relu",
     threshold: float = 0.0,
     *,
+    return_folds: bool = False,
     backend: str | None = None,
-) -> Tensor:
+) -> Any:
     """Mean penalty on the determinant of the map's Jacobian; the map itself is never stored.
 
     Args:
@@ -154,11 +186,13 @@ def jacobian_loss(
         penalty: "relu": relu(threshold - det), with threshold 0 the folding penalty of NIR; "unit":
             abs(det - 1), which asks for the preservation of volume (IDIR, Wolterink et al. 2022).
         threshold: determinants below it are penalised ("relu" only).
+        return_folds: also return the number of lattice points with det <= 0, counted in the same pass.
         backend: "cpu", "reference", ...; None chooses.
 
     Returns:
         A scalar, the mean over batch and lattice, summed in float64; in the dtype of ``displacement``,
-        float32 for half types; 0 for an empty batch. Differentiable once.
+        float32 for half types; 0 for an empty batch. Differentiable once. With ``return_folds`` the pair of
+        it and the count, an int64 scalar tensor without a gradient; NaN is no fold.
 
     Memory beyond inputs and outputs: one row a thread forward, three planes of 18 rows x ndim^2 a thread
     backward.
@@ -166,99 +200,91 @@ def jacobian_loss(
     Raises:
         ValueError: a shape, dtype or option does not fit; a threshold with "unit".
     """
-    steps = _check("jacobian_loss", displacement, spacing, scheme)
-    if penalty not in PENALTIES:
-        raise ValueError(f"jacobian_loss: penalty must be one of {PENALTIES}, got {penalty!r}")
-    if penalty == "unit" and threshold != 0:
-        raise ValueError(f"jacobian_loss: penalty 'unit' takes no threshold, got {threshold}")
+    steps = check_displacement("jacobian_loss", displacement, spacing, scheme)
+    _check_penalty("jacobian_loss", penalty, threshold)
     chosen = registry.choose("jacobian_loss", displacement.device, backend)
+    options = (displacement, steps, scheme, penalty, threshold)
     if chosen == "reference":
-        return reference.jacobian_loss(displacement, steps, scheme, penalty, threshold)
-    return _loss_forward(displacement, steps, scheme, penalty, threshold, chosen)
+        value, folds = reference.jacobian_loss(*options)
+    else:
+        value, folds = _loss_forward(*options, chosen)
+    return (value, folds) if return_folds else value
 
 
-@torch.library.custom_op("neuralreg::diffusion_loss_forward", mutates_args=())
-def _diffusion_forward(displacement: Tensor, spacing: list[float], backend: str) -> Tensor:
-    return registry.implementation("diffusion_loss_forward", backend)(displacement, spacing)
+@torch.library.custom_op("neuralreg::jacobian_penalty_forward", mutates_args=())
+def _penalty_forward(
+    jacobians: Tensor, penalty: str, threshold: float, backend: str
+) -> tuple[Tensor, Tensor]:
+    return registry.implementation("jacobian_penalty_forward", backend)(jacobians, penalty, threshold)
 
 
-@_diffusion_forward.register_fake
-def _(displacement: Tensor, spacing: list[float], backend: str) -> Tensor:
-    return _scalar(displacement)
+@_penalty_forward.register_fake
+def _(jacobians: Tensor, penalty: str, threshold: float, backend: str) -> tuple[Tensor, Tensor]:
+    return scalar(jacobians), jacobians.new_empty((), dtype=torch.int64)
 
 
-@torch.library.custom_op("neuralreg::diffusion_loss_backward", mutates_args=())
-def _diffusion_backward(grad: Tensor, displacement: Tensor, spacing: list[float], backend: str) -> Tensor:
-    return registry.implementation("diffusion_loss_backward", backend)(grad, displacement, spacing)
-
-
-@_diffusion_backward.register_fake
-def _(grad: Tensor, displacement: Tensor, spacing: list[float], backend: str) -> Tensor:
-    return displacement.new_empty(displacement.shape)
-
-
-def _diffusion_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    displacement, *ctx.options = inputs
-    ctx.save_for_backward(displacement)
-
-
-def _diffusion_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _diffusion_backward(grad, *ctx.saved_tensors, *ctx.options), None, None
-
-
-_diffusion_forward.register_autograd(_diffusion_grad, setup_context=_diffusion_setup)
-
-
-def diffusion_loss(
-    displacement: Tensor, spacing: Sequence[float] | None = None, *, backend: str | None = None
+@torch.library.custom_op("neuralreg::jacobian_penalty_backward", mutates_args=())
+def _penalty_backward(
+    grad: Tensor, jacobians: Tensor, penalty: str, threshold: float, backend: str
 ) -> Tensor:
-    """Mean squared forward difference, averaged over the axes: VoxelMorph's Grad with penalty l2.
+    run = registry.implementation("jacobian_penalty_backward", backend)
+    return run(grad, jacobians, penalty, threshold)
+
+
+@_penalty_backward.register_fake
+def _(grad: Tensor, jacobians: Tensor, penalty: str, threshold: float, backend: str) -> Tensor:
+    return jacobians.new_empty(jacobians.shape)
+
+
+def _penalty_grad(ctx: Any, grad: Tensor, unused: Tensor) -> tuple[Tensor | None, ...]:
+    return _penalty_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None
+
+
+_penalty_forward.register_autograd(_penalty_grad, setup_context=_setup)
+
+
+def jacobian_penalty(
+    jacobians: Tensor,
+    penalty: str = "relu",
+    threshold: float = 0.0,
+    *,
+    return_folds: bool = False,
+    backend: str | None = None,
+) -> Any:
+    """Mean penalty on det(I + J) for Jacobians of a displacement that are there already.
+
+    The analytic counterpart of :func:`jacobian_loss`: what the jet of a field returns goes in as it is.
 
     Args:
-        displacement: (B, C, H, W) or (B, C, D, H, W); any number of channels.
-        spacing: distance between lattice points along each axis (None: 1).
-        backend: "cpu", "reference", ...; None chooses.
+        jacobians: J (N, ndim, ndim), ndim 2 or 3, J[n, i, k] = du_i / dx_k; the identity is added inside.
+        penalty, threshold, return_folds, backend: as in :func:`jacobian_loss`.
 
     Returns:
-        A scalar: for axis k the mean over batch, channels and its N_k - 1 differences of
-        ((u[i+1] - u[i]) / spacing_k)^2, averaged over the axes; an axis of one voxel contributes 0. Summed in
-        float64; in the dtype of ``displacement``, float32 for half types; 0 for an empty batch.
-        Differentiable once.
+        A scalar, the mean over N, summed in float64; in the dtype of ``jacobians``, float32 for half types; 0
+        for N = 0. Differentiable once. With ``return_folds`` the pair of it and the number of det <= 0.
 
-    Memory beyond inputs and outputs: eight bytes for every 256 rows.
+    Memory beyond inputs and outputs: sixteen bytes for every 4096 matrices.
 
     Raises:
-        ValueError: a shape, dtype or option does not fit.
+        ValueError: a shape, dtype or option does not fit; a threshold with "unit".
     """
-    steps = _check("diffusion_loss", displacement, spacing, "forward", vectors=False)
-    chosen = registry.choose("diffusion_loss", displacement.device, backend)
-    if chosen == "reference":
-        return reference.diffusion_loss(displacement, steps)
-    return _diffusion_forward(displacement, steps, chosen)
-
-
-def _scalar(like: Tensor) -> Tensor:
-    return like.new_empty((), dtype=torch.promote_types(like.dtype, torch.float32))
-
-
-def _check(
-    op: str, displacement: Tensor, spacing: Sequence[float] | None, scheme: str, vectors: bool = True
-) -> list[float]:
-    """The spacing as a list of numbers, after checking everything."""
-    ndim = displacement.ndim - 2
-    if ndim not in (2, 3) or (vectors and displacement.shape[1] != ndim):
-        channels = "ndim" if vectors else "C"
+    if jacobians.ndim != 3 or jacobians.shape[1] not in (2, 3) or jacobians.shape[1] != jacobians.shape[2]:
         raise ValueError(
-            f"{op}: displacement must be (B, {channels}, H, W) or (B, {channels}, D, H, W), "
-            f"got {tuple(displacement.shape)}"
+            f"jacobian_penalty: jacobians must be (N, 2, 2) or (N, 3, 3), got {tuple(jacobians.shape)}"
         )
-    if not displacement.is_floating_point():
-        raise ValueError(f"{op}: displacement must be floating point, got {displacement.dtype}")
-    if scheme not in SCHEMES:
-        raise ValueError(f"{op}: scheme must be one of {SCHEMES}, got {scheme!r}")
-    if spacing is None:
-        return [1.0] * ndim
-    steps = [float(step) for step in spacing]
-    if len(steps) != ndim or not all(0 < step < float("inf") for step in steps):
-        raise ValueError(f"{op}: spacing must be {ndim} positive numbers, got {tuple(steps)}")
-    return steps
+    if not jacobians.is_floating_point():
+        raise ValueError(f"jacobian_penalty: jacobians must be floating point, got {jacobians.dtype}")
+    _check_penalty("jacobian_penalty", penalty, threshold)
+    chosen = registry.choose("jacobian_penalty", jacobians.device, backend)
+    if chosen == "reference":
+        value, folds = reference.jacobian_penalty(jacobians, penalty, threshold)
+    else:
+        value, folds = _penalty_forward(jacobians, penalty, threshold, chosen)
+    return (value, folds) if return_folds else value
+
+
+def _check_penalty(op: str, penalty: str, threshold: float) -> None:
+    if penalty not in PENALTIES:
+        raise ValueError(f"{op}: penalty must be one of {PENALTIES}, got {penalty!r}")
+    if penalty == "unit" and threshold != 0:
+        raise ValueError(f"{op}: penalty 'unit' takes no threshold, got {threshold}")

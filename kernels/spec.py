@@ -7,6 +7,7 @@ stateless and ``torch.compile`` sees constants.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -196,7 +197,7 @@ class FieldSpec:
         elif isinstance(self.encoding, Fourier):
             shapes.append((self.ndim, self.encoding.frequencies))
         for widths in (self.widths, self.gate_widths):
-            for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+            for fan_in, fan_out in itertools.pairwise(widths):
                 shapes += [(fan_out, fan_in), (fan_out,)]
         return shapes
 

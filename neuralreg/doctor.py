@@ -150,7 +150,7 @@ def check(op: str, device: str) -> Check:
         backend,
         _error(value, expected),
         case.forward_tolerance,
-        max(map(_error, gradients, expected_gradients)),
+        max(map(_error, gradients, expected_gradients), default=0.0),
         case.gradient_tolerance,
     )
 
@@ -219,8 +219,21 @@ def cases() -> dict[str, Case]:
         "jacobian_loss": Case(
             (displacement,), lambda t, b: kernels.jacobian_loss(t[0], threshold=0.5, backend=b), 1e-5, 1e-4
         ),
+        "jacobian_penalty": Case(
+            (0.4 * normal(200, 3, 3),),
+            lambda t, b: kernels.jacobian_penalty(t[0], threshold=0.5, backend=b),
+            1e-5,
+            1e-4,
+        ),
         "diffusion_loss": Case(
             (displacement,), lambda t, b: kernels.diffusion_loss(*t, backend=b), 1e-5, 1e-5
+        ),
+        "bending_loss": Case((displacement,), lambda t, b: kernels.bending_loss(*t, backend=b), 1e-5, 1e-5),
+        "refine": Case(
+            (moved[:1], image[:1, :1, :6, :7, :8], image[:1, 1:]),
+            lambda t, b: kernels.refine(t[0], t[1], t[2], steps=2, window=5, backend=b),
+            1e-3,
+            0.0,
         ),
         "fourier_encode": Case(
             (points, normal(3, 16)), lambda t, b: kernels.fourier_encode(*t, backend=b), 2e-5, 2e-5
@@ -244,6 +257,8 @@ def _run(
     tensors = tuple(t.to(device, dtype).requires_grad_() for t in case.tensors)
     value = case.call(tensors, backend)
     upstream = torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+    if not value.requires_grad:  # an op without derivatives
+        return value, ()
     return value.detach(), torch.autograd.grad(value, tensors, upstream.to(device, dtype))
 
 

@@ -1,18 +1,22 @@
-"""Neural fields as modules over the fused ops: ``forward(x)`` maps (N, ndim) coordinates to (N, out) values."""
+"""Neural fields as modules over the fused ops.
+
+``forward(x)`` maps (N, ndim) coordinates to (N, out) values, ``jet(x)`` gives the Jacobian as well. Fields with
+latents take them with every call.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from neuralreg import kernels
-from neuralreg.kernels.spec import FieldSpec, Fourier, HashGrid
+from neuralreg.kernels.spec import FieldSpec, Flow, Fourier, HashGrid, octaves
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Field(nn.Module):
@@ -40,16 +44,28 @@ class Field(nn.Module):
             nn.init.uniform_(weight, -bound, bound)
             nn.init.uniform_(bias, -bound, bound)
         if start_at_zero:
-            nn.init.zeros_(self.weights[-2])
-            nn.init.zeros_(self.weights[-1])
+            for last in self.output_layer:
+                nn.init.zeros_(last)
 
     @property
     def encoding(self) -> list[Tensor]:
         """The encoding's tensor, as ``field`` takes it."""
         return [t for t in (self.table, self.matrix) if t is not None]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return kernels.field(x, [*self.encoding, *self.weights], self.spec)
+    @property
+    def output_layer(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the linear output layer."""
+        at = 2 * len(self.spec.hidden)
+        return self.weights[at], self.weights[at + 1]
+
+    def forward(self, x: Tensor, *, latent: Tensor | None = None, volume: Tensor | None = None) -> Tensor:
+        return kernels.field(x, [*self.encoding, *self.weights], self.spec, latent=latent, volume=volume)
+
+    def jet(
+        self, x: Tensor, *, latent: Tensor | None = None, volume: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """y (N, out) and J (N, out, ndim), ``J[n, i, k] = dy_i / dx_k``; see :func:`neuralreg.kernels.field_jet`."""
+        return kernels.field_jet(x, [*self.encoding, *self.weights], self.spec, latent=latent, volume=volume)
 
     def describe(self) -> dict[str, Any]:
         """Spec and tensors in plain types, for :func:`load_field`."""
@@ -57,18 +73,13 @@ class Field(nn.Module):
         return {
             "format": FORMAT,
             "encoding": None if encoding is None else type(encoding).__name__,
-            "encoding_options": {} if encoding is None else asdict(encoding),
-            "ndim": self.spec.ndim,
-            "hidden": list(self.spec.hidden),
-            "out": self.spec.out,
-            "activation": self.spec.activation,
-            "omega": list(self.spec.omega),
+            "spec": asdict(self.spec),
             "state": self.state_dict(),
         }
 
 
-def load_field(description: dict[str, Any]) -> Field:
-    """The field that :meth:`Field.describe` described.
+def load_field(description: dict[str, Any]) -> Field | Composed:
+    """The field that ``describe`` described.
 
     Raises:
         ValueError: written by another format version.
@@ -77,22 +88,15 @@ def load_field(description: dict[str, Any]) -> Field:
         raise ValueError(
             f"field format {description.get('format')!r} is not {FORMAT}, which this version reads"
         )
-    kind = description["encoding"]
-    encoding = (
-        None
-        if kind is None
-        else {"HashGrid": HashGrid, "Fourier": Fourier}[kind](**description["encoding_options"])
-    )
-    result = Field(
-        FieldSpec(
-            description["ndim"],
-            encoding,
-            tuple(description["hidden"]),
-            description["out"],
-            description["activation"],
-            tuple(description["omega"]),
-        )
-    )
+    if "inner" in description:
+        return Composed(load_field(description["inner"]), load_field(description["outer"]))
+    options = dict(description["spec"])
+    if options["encoding"] is not None:
+        kinds = {"HashGrid": HashGrid, "Fourier": Fourier}
+        options["encoding"] = kinds[description["encoding"]](**options["encoding"])
+    if options["flow"] is not None:
+        options["flow"] = Flow(**options["flow"])
+    result = Field(FieldSpec(**options))
     result.load_state_dict(description["state"])
     return result
 
@@ -110,11 +114,15 @@ class HashMLP(Field):
         base: int = 16,
         finest: int = 256,
         log2_table_size: int = 17,
+        interpolation: str = "linear",
         hidden: tuple[int, ...] = (64, 64),
+        activation: str = "relu",
         table_range: float = 1e-2,
     ) -> None:
-        grid = HashGrid(levels, features, base, finest, log2_table_size)
-        super().__init__(FieldSpec(ndim, grid, hidden, ndim if out is None else out), table_range=table_range)
+        grid = HashGrid(levels, features, base, finest, log2_table_size, interpolation)
+        super().__init__(
+            FieldSpec(ndim, grid, hidden, ndim if out is None else out, activation), table_range=table_range
+        )
 
 
 class Siren(Field):
@@ -122,7 +130,8 @@ class Siren(Field):
 
     Weights start as in Sitzmann et al. 2020: U(-1/n, 1/n) in the first layer, U(-sqrt(6/n)/w, sqrt(6/n)/w) beyond,
     where ``w`` is ``initial_omega``: NIR's released code computes with omega 10 but divides the bound by 30.
-    B is drawn from N(0, sigma^2) and stays fixed.
+    B is drawn from N(0, sigma^2) and stays fixed; with ``octaves`` it is the axis-aligned frequencies 2^0 ..
+    2^(octaves - 1) instead.
     """
 
     def __init__(
@@ -133,21 +142,132 @@ class Siren(Field):
         frequencies: int = 128,
         sigma: float = 1.0,
         scale: float = math.pi,
+        octaves: int = 0,
         hidden: tuple[int, ...] = (256, 256, 256),
         omega: float = 10.0,
         initial_omega: float = 30.0,
         start_at_zero: bool = True,
     ) -> None:
+        frequencies = ndim * octaves if octaves else frequencies
         encoding = Fourier(frequencies, scale) if frequencies else None
         spec = FieldSpec(
             ndim, encoding, hidden, ndim if out is None else out, "sine", (float(omega),) * len(hidden)
         )
         super().__init__(spec, start_at_zero=start_at_zero)
-        if self.matrix is not None:
-            nn.init.normal_(self.matrix, std=sigma)
-        last = len(self.weights) // 2 - 1
-        for index, weight in enumerate(self.weights[::2]):
-            fan_in = weight.shape[1]
-            bound = 1 / fan_in if index == 0 else math.sqrt(6 / fan_in) / initial_omega
-            if index < last or not start_at_zero:
-                nn.init.uniform_(weight, -bound, bound)
+        _start_matrix(self.matrix, sigma, octaves)
+        count = len(hidden) + (0 if start_at_zero else 1)
+        _start_sines(list(self.weights[: 2 * count : 2]), (initial_omega,) * count)
+
+
+class GatedSiren(Field):
+    """NePhi's decoder: sine layers on Fourier features, each times a layer of a modulator that sees the latents too.
+
+    B is drawn from N(0, sigma^2) and stays fixed; ``latent`` and ``latent_volume`` are the widths of a code that is
+    given with every call and of a volume of codes that is read at x. With the defaults and 32 + 32 latent channels it
+    has NePhi's 140,419 parameters.
+    """
+
+    def __init__(
+        self,
+        *,
+        ndim: int = 3,
+        out: int | None = None,
+        frequencies: int = 128,
+        sigma: float = 1.0,
+        scale: float = 2 * math.pi,
+        hidden: tuple[int, ...] = (128, 128, 128),
+        first_omega: float = 1.0,
+        omega: float = 30.0,
+        latent: int = 0,
+        latent_volume: int = 0,
+        start_at_zero: bool = True,
+    ) -> None:
+        later = (float(omega),) * (len(hidden) - 1)
+        spec = FieldSpec(
+            ndim,
+            Fourier(frequencies, scale),
+            hidden,
+            ndim if out is None else out,
+            "sine",
+            (float(first_omega), *later),
+            latent=latent,
+            latent_volume=latent_volume,
+            skip="first",
+            gate_omega=(float(omega), *later),
+        )
+        super().__init__(spec, start_at_zero=start_at_zero)
+        _start_matrix(self.matrix, sigma, 0)
+        count = len(hidden)
+        _start_sines(list(self.weights[: 2 * count : 2]), spec.omega)
+        _start_sines(list(self.weights[2 * count + 2 :: 2]), spec.gate_omega)
+
+
+class VelocityField(Field):
+    """The flow of a stationary velocity: ``forward`` gives the displacement of the flow's end, ``jet`` its Jacobian too.
+
+    Takes over the parameters of ``field`` (a :class:`HashMLP` with its defaults where none is given). ``bounded``
+    passes the velocity through tanh, as NIR does: with its time of 0.2 no point moves by more than 0.2 an axis.
+    """
+
+    def __init__(
+        self,
+        field: Field | None = None,
+        *,
+        time: float = 0.2,
+        steps: int = 4,
+        scheme: str = "rk4",
+        bounded: bool = True,
+    ) -> None:
+        field = HashMLP() if field is None else field
+        nn.Module.__init__(self)
+        output = "velocity" if bounded else "displacement"
+        self.spec = replace(field.spec, output=output, flow=Flow(time, steps, scheme))
+        self.table, self.weights = field.table, field.weights
+        if field.matrix is None:
+            self.matrix = None
+        else:
+            self.register_buffer("matrix", field.matrix)
+
+
+class Composed(nn.Module):
+    """Two maps one behind the other, the inner frozen (NIR's hybrid): u(x) = u1(x) + u2(x + u1(x)).
+
+    Without arguments: two small fields. Gradients reach the outer field and x; the inner field's parameters have none.
+    """
+
+    def __init__(self, inner: nn.Module | None = None, outer: nn.Module | None = None) -> None:
+        super().__init__()
+        self.inner = HashMLP() if inner is None else inner
+        self.outer = HashMLP() if outer is None else outer
+        self.inner.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.inner(x)
+        return first + self.outer(x + first)
+
+    def jet(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """u (N, ndim) and J (N, ndim, ndim): J = J1 + J2 + J2 J1."""
+        first, first_jacobian = self.inner.jet(x)
+        second, second_jacobian = self.outer.jet(x + first)
+        return first + second, first_jacobian + second_jacobian + second_jacobian @ first_jacobian
+
+    def describe(self) -> dict[str, Any]:
+        """Both fields in plain types, for :func:`load_field`."""
+        return {"format": FORMAT, "inner": self.inner.describe(), "outer": self.outer.describe()}
+
+
+def _start_matrix(matrix: Tensor | None, sigma: float, octave_count: int) -> None:
+    if matrix is None:
+        return
+    if octave_count:
+        matrix.copy_(torch.tensor(octaves(len(matrix), octave_count)))
+    else:
+        nn.init.normal_(matrix, std=sigma)
+
+
+def _start_sines(weights: list[Tensor], omegas: tuple[float, ...]) -> None:
+    """Sitzmann et al. 2020, from the first layer on."""
+    for index, (weight, omega) in enumerate(zip(weights, omegas, strict=True)):
+        fan_in = weight.shape[1]
+        bound = 1 / fan_in if index == 0 else math.sqrt(6 / fan_in) / omega
+        nn.init.uniform_(weight, -bound, bound)

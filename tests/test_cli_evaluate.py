@@ -92,13 +92,24 @@ def test_table(files):
         landmarks="l.csv",
     )
     assert result.exit_code == 0, result.output
-    for word in ("Dice", "before", "after", "mean", "median", "SDlogJ", "folds", "TRE (mm)", "points"):
+    for word in (
+        "Dice",
+        "before",
+        "after",
+        "mean",
+        "median",
+        "SDlogJ",
+        "folds",
+        "non-diffeomorphic",
+        "TRE (mm)",
+        "points",
+    ):
         assert word in result.output
 
 
 def test_parts_alone(files):
     found = json.loads(run(files, "--json", transform="t.nii.gz").output)
-    assert set(found) == {"folds_percent", "sdlogj", "min_determinant", "inputs"}
+    assert set(found) == {"folds_percent", "sdlogj", "min_determinant", "ndv_voxels", "inputs"}
     found = json.loads(run(files, "--json", landmarks="l.csv").output)
     assert "tre_mm" not in found
     assert found["tre_mean_before_mm"] > 1

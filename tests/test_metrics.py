@@ -5,7 +5,16 @@ import torch
 from neuralreg.errors import InputError
 from neuralreg.images import Image
 from neuralreg.landmarks import read_landmarks
-from neuralreg.metrics import determinant, dice, folds_percent, mean_dice, regularity, sdlogj, tre
+from neuralreg.metrics import (
+    determinant,
+    dice,
+    folds_percent,
+    mean_dice,
+    non_diffeomorphic_volume,
+    regularity,
+    sdlogj,
+    tre,
+)
 from tests.geometry import smooth_displacement
 
 
@@ -70,6 +79,57 @@ def test_folds_and_sdlogj():
     assert all(np.isnan(x) for x in regularity(v, torch.zeros(40, 12, 10)).values())
     flat = smooth_displacement((20, 24))
     assert determinant(flat).shape == (20, 24)
+
+
+def test_ndv_of_maps_known_by_hand():
+    assert non_diffeomorphic_volume(torch.zeros(3, 5, 6, 7)) == 0
+    assert non_diffeomorphic_volume(torch.zeros(2, 5, 6)) == 0
+    # An axis reversed: all of every cell, whichever way it is divided.
+    back = -2 * torch.arange(40.0)
+    for axis, size in ((0, (40, 3, 4)), (2, (3, 4, 40))):
+        u = torch.zeros(3, *size)
+        u[axis] = back.view([-1 if k == axis else 1 for k in range(3)])
+        assert non_diffeomorphic_volume(u) == pytest.approx(39 * 2 * 3)
+        inside = torch.zeros(size)
+        inside[:3, :2, :3] = 1
+        assert non_diffeomorphic_volume(u, inside) == pytest.approx(2 * 1 * 2)
+    # One voxel 1.5 ahead along the first axis. In 2-D it passes its neighbour in two cells, and each turns over two
+    # triangles, at the voxel and at the neighbour, of det -0.5 and so area 0.25: half of 4 x 0.25.
+    flat = torch.zeros(2, 5, 5)
+    flat[0, 2, 2] = 1.5
+    assert non_diffeomorphic_volume(flat) == pytest.approx(0.5)
+    # In 3-D there are four cells, 8 tetrahedra of det -0.5 and volume 0.5 / 6; the tetrahedra between the corners
+    # turn over only from 2 on.
+    deep = torch.zeros(3, 5, 5, 5)
+    deep[0, 2, 2, 2] = 1.5
+    assert non_diffeomorphic_volume(deep) == pytest.approx(8 * 0.5 / 6 / 2)
+    deep[0, 2, 2, 2] = 2.5  # now four of them as well, by 0.5 / 6 each
+    assert non_diffeomorphic_volume(deep) == pytest.approx((8 * 1.5 + 4 * 0.5) / 6 / 2)
+    # The checkerboard that central differences do not see (Liu et al., figure 1): they have det 1 at the voxel.
+    assert float(determinant(deep)[2, 2, 2]) == 1
+    deep[0, 2, 2, 2] = float("nan")
+    assert np.isnan(non_diffeomorphic_volume(deep))
+
+
+def test_ndv_is_the_signed_volume_of_both_divisions():
+    u = smooth_displacement((9, 10, 8), 1.0)
+    assert non_diffeomorphic_volume(u) == 0  # no folds
+    u = 3 * torch.randn(3, 4, 5, 6, dtype=torch.float64)
+    x = np.stack(np.meshgrid(*map(np.arange, (4, 5, 6)), indexing="ij"), -1) + u.permute(1, 2, 3, 0).numpy()
+    total = 0.0
+    for cell in np.ndindex(3, 4, 5):
+        corners = {c: x[tuple(np.add(cell, c))] for c in np.ndindex(2, 2, 2)}
+        for parity in (0, 1):
+            tips = [c for c in corners if sum(c) % 2 == parity]
+            # five tetrahedra: at each corner of the other parity with its three neighbours, and the tips
+            tetrahedra = [[c, *[t for t in tips if np.abs(np.subtract(c, t)).sum() == 1]] for c in corners]
+            tetrahedra = [t for t in tetrahedra if len(t) == 4] + [tips]
+            for t in tetrahedra:
+                still = np.linalg.det(np.subtract(t[1:], t[0]))
+                moved = np.linalg.det(np.stack([corners[c] - corners[t[0]] for c in t[1:]]))
+                total += max(0.0, -moved * np.sign(still) / 6) / 2
+    assert non_diffeomorphic_volume(u) == pytest.approx(total)
+    assert total > 100
 
 
 def test_tre():

@@ -1,46 +1,115 @@
-"""field, forward and backward to its parameters, against the same network in torch."""
+"""field and field_jet, forward and backward to all parameters, against the same network in torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from neuralreg import kernels
 from neuralreg.bench.harness import Case, gradient_step
-from neuralreg.fields import Field, HashMLP, Siren
+from neuralreg.fields import Field, GatedSiren, HashMLP, Siren
+
+LATTICE = (54, 64, 75)  # NIR's stride-3 lattice of 160 x 192 x 224: 259,200 points
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """The networks of NIR's two presets."""
-    count = 20_000 if quick else 250_000
+    """A value step and a Jacobian step of the networks of the four methods."""
     torch.manual_seed(0)
-    grid = HashMLP(levels=6, features=4, base=6, finest=36, table_range=1.0)
-    sine = Siren(hidden=(256,) * 4)
-    yield case("grid 6x4, 64-64", grid, count, device)
-    yield case("fourier 128, sine 4x256", sine, count // 10, device)
+    hashed = HashMLP(table_range=1.0)
+    dense = HashMLP(levels=6, features=4, base=6, finest=36, table_range=1.0)
+    sine = Siren(frequencies=0, hidden=(256,) * 5, omega=30.0)
+    short = Siren(frequencies=0, hidden=(256,) * 3, omega=30.0)
+    gated = GatedSiren()
+    few = 2_000 if quick else 50_000
+    yield case("hash 16x2, 64-64", hashed, lattice(quick), device, jet=False)
+    yield case("hash 16x2, 64-64", hashed, scattered(few), device, jet=True)
+    yield case("grid 6x4, 64-64", dense, lattice(quick), device, jet=False)
+    yield case("grid 6x4, 64-64", dense, scattered(few), device, jet=True)
+    yield case("sine 5x256", sine, scattered(few), device, jet=False)
+    yield case("sine 5x256", sine, scattered(few), device, jet=True)
+    yield case("gated sine 3x128", gated, scattered(few // 5), device, jet=False)
+    yield case("gated sine 3x128", gated, scattered(few // 5), device, jet=True)
+    if not quick:
+        for count in (20_000, 80_000):
+            yield case("sine 3x256", short, scattered(count), device, jet=True, compiled=False)
+        yield case("sine 3x256", short, scattered(1_000_000), device, jet=True, peers=False)
 
 
-def case(name: str, net: Field, points: int, device: torch.device) -> Case:
-    torch.nn.init.normal_(net.weights[-2], std=0.1)
-    x = (torch.rand(points, 3) * 2 - 1).to(device)
+def lattice(quick: bool) -> Tensor:
+    """Points in the order of a lattice."""
+    axes = [torch.linspace(-1, 1, n // 3 if quick else n) for n in LATTICE]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, 3)
+
+
+def scattered(count: int) -> Tensor:
+    """Points anywhere."""
+    return torch.rand(count, 3) * 2 - 1
+
+
+def case(
+    name: str,
+    net: Field,
+    x: Tensor,
+    device: torch.device,
+    jet: bool,
+    peers: bool = True,
+    compiled: bool = True,
+) -> Case:
+    torch.nn.init.normal_(net.output_layer[0], std=0.1)
+    x = x.to(device)
+    spec = net.spec
     tensors = tuple(t.detach().to(device) for t in (*net.encoding, *net.weights))
-    wanted = tuple(range(0 if net.matrix is None else 1, len(tensors)))  # the Fourier matrix is fixed
+    wanted = tuple(range(0 if net.matrix is None else 1, len(tensors)))  # a Fourier matrix is fixed
 
-    def ours(*parameters: Tensor, backend: str | None = None) -> Tensor:
-        values = kernels.field(x.to(parameters[0].dtype), list(parameters), net.spec, backend=backend)
-        return values.square().mean()
+    def step(backend: str | None) -> Callable[..., Tensor]:
+        def value(*parameters: Tensor) -> Tensor:
+            points = x.to(parameters[0].dtype)
+            if jet:
+                u, jacobian = kernels.field_jet(points, list(parameters), spec, backend=backend)
+                return u.square().mean() + penalty(jacobian)
+            return kernels.field(points, list(parameters), spec, backend=backend).square().mean()
 
-    def reference(*parameters: Tensor) -> Tensor:
-        return ours(*parameters, backend="reference")
+        return value
+
+    def functional(*parameters: Tensor) -> Tensor:
+        def at(point: Tensor) -> tuple[Tensor, Tensor]:
+            u = kernels.field(point[None], list(parameters), spec, backend="reference")[0]
+            return u, u
+
+        jacobian, u = torch.func.vmap(torch.func.jacfwd(at, has_aux=True))(x)
+        return u.square().mean() + penalty(jacobian)
+
+    truth_backend = "reference" if peers else None
 
     def truth() -> tuple[Tensor, ...]:
-        return gradient_step(reference, tuple(t.double() for t in tensors), wanted)()
+        return gradient_step(step(truth_backend), tuple(t.double() for t in tensors), wanted)()
 
-    contenders = {
-        "neuralreg": gradient_step(ours, tensors, wanted),
-        "torch": gradient_step(reference, tensors, wanted),
-    }
-    floor = 4.0 * (points * (3 + 3) * 2 + 2 * sum(t.numel() for t in tensors))
-    return Case("field", f"{name}, {points} points", contenders, truth, 1e-3, floor)
+    contenders = {"neuralreg": gradient_step(step(None), tensors, wanted)}
+    if peers:
+        contenders["torch"] = gradient_step(step("reference"), tensors, wanted)
+        if jet:
+            contenders["torch.func"] = gradient_step(functional, tensors, wanted)
+        elif compiled:
+            graph = torch.compile(step("reference"), dynamic=False)
+            contenders["torch.compile"] = gradient_step(graph, tensors, wanted)
+    work = f"{name}, {len(x)} points, {'value and Jacobian' if jet else 'value'}"
+    products = sum(w.numel() for w in net.weights if w.ndim == 2)
+    return Case(
+        "field",
+        work,
+        contenders,
+        truth,
+        1e-3,
+        4.0 * (len(x) * (3 + 3 + (9 if jet else 0)) * 2 + 2 * sum(t.numel() for t in tensors)),
+        # a product and its two gradients, for one row a point, or for 1 + ndim
+        flops=2.0 * products * len(x) * 3 * (4 if jet else 1),
+    )
+
+
+def penalty(jacobian: Tensor) -> Tensor:
+    """(det(I + J) - 1)^2, from cofactors: torch's determinant goes through a factorisation."""
+    a = jacobian + torch.eye(3, dtype=jacobian.dtype, device=jacobian.device)
+    det = (torch.linalg.cross(a[:, 0], a[:, 1]) * a[:, 2]).sum(1)
+    return (det - 1).square().mean()

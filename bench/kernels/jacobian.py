@@ -1,8 +1,8 @@
-"""jacobian_loss and diffusion_loss, forward and backward, against differences in torch."""
+"""Penalties on a dense displacement, forward and backward, against differences in torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,8 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
         u = F.interpolate(coarse, size=size, mode="trilinear", align_corners=True).to(device)
         yield case("jacobian_loss", u, _jacobian, determinants)
         yield case("diffusion_loss", u, _diffusion, differences)
+        yield case("bending_loss", u, _bending, second_differences)
+    yield matrices(1000 if quick else 100_000, device)
 
 
 def case(op: str, u: Tensor, ours: Callable[..., Tensor], peer: Callable[..., Tensor]) -> Case:
@@ -32,12 +34,33 @@ def case(op: str, u: Tensor, ours: Callable[..., Tensor], peer: Callable[..., Te
     return Case(op, "x".join(map(str, u.shape[2:])), contenders, truth, 1e-3, floor)
 
 
+def matrices(n: int, device: torch.device) -> Case:
+    """The penalty on Jacobians that are there already: a read forward, a read and a write backward."""
+    j = 0.5 * torch.randn(n, 3, 3, generator=torch.Generator().manual_seed(1)).to(device)
+
+    def ours(x: Tensor, backend: str | None = None) -> Tensor:
+        return kernels.jacobian_penalty(x, threshold=THRESHOLD, backend=backend)
+
+    def by_hand(x: Tensor) -> Tensor:
+        return _penalty([row.unbind(1) for row in (x + torch.eye(3, device=x.device)).unbind(1)])
+
+    def truth() -> tuple[Tensor, ...]:
+        return gradient_step(lambda x: ours(x, "reference"), (j.double(),), (0,))()
+
+    contenders = {"neuralreg": gradient_step(ours, (j,), (0,)), "torch": gradient_step(by_hand, (j,), (0,))}
+    return Case("jacobian_penalty", f"{n} matrices", contenders, truth, 1e-3, 4.0 * j.numel() * 3)
+
+
 def _jacobian(u: Tensor, backend: str | None = None) -> Tensor:
     return kernels.jacobian_loss(u, threshold=THRESHOLD, backend=backend)
 
 
 def _diffusion(u: Tensor, backend: str | None = None) -> Tensor:
     return kernels.diffusion_loss(u, backend=backend)
+
+
+def _bending(u: Tensor, backend: str | None = None) -> Tensor:
+    return kernels.bending_loss(u, backend=backend)
 
 
 def determinants(u: Tensor) -> Tensor:
@@ -48,6 +71,11 @@ def determinants(u: Tensor) -> Tensor:
         derivatives.append(torch.cat([inner, inner.narrow(axis, -1, 1)], axis).unbind(1))
     a, b, c = derivatives
     a, b, c = (a[0] + 1, a[1], a[2]), (b[0], b[1] + 1, b[2]), (c[0], c[1], c[2] + 1)
+    return _penalty([a, b, c])
+
+
+def _penalty(rows: Sequence[Sequence[Tensor]]) -> Tensor:
+    a, b, c = rows
     det = (
         a[0] * (b[1] * c[2] - b[2] * c[1])
         - a[1] * (b[0] * c[2] - b[2] * c[0])
@@ -59,3 +87,14 @@ def determinants(u: Tensor) -> Tensor:
 def differences(u: Tensor) -> Tensor:
     """Mean squared forward difference along every axis."""
     return torch.stack([u.diff(dim=axis).square().mean() for axis in (2, 3, 4)]).mean()
+
+
+def second_differences(u: Tensor) -> Tensor:
+    """Mean squared second differences, every first difference taken once."""
+    total = u.new_zeros(())
+    for axis in (2, 3, 4):
+        first = u.diff(dim=axis)
+        total = total + first.diff(dim=axis).square().mean()
+        for other in range(axis + 1, 5):
+            total = total + 2 * first.diff(dim=other).square().mean()
+    return total

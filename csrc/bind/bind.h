@@ -33,5 +33,7 @@ template <class T>
 void bind_field(py::module_& m, const std::string& suffix);
 template <class T>
 void bind_image(py::module_& m, const std::string& suffix);
+template <class T>
+void bind_lattice(py::module_& m, const std::string& suffix);
 
 }  // namespace nr

@@ -4,7 +4,6 @@
 #include "bind/bind.h"
 #include "cpu/ops.h"
 #include "math/lncc.h"
-#include "math/penalty.h"
 #include "math/trilinear.h"
 
 namespace nr {
@@ -23,11 +22,6 @@ SampleShape sample_shape(int64_t batch, int64_t channels, std::vector<int64_t> i
     shape.padding = static_cast<Padding>(padding);
     shape.align_corners = align_corners;
     return shape;
-}
-
-LatticeShape lattice_shape(int64_t batch, int64_t channels, std::vector<int64_t> size,
-                           std::vector<double> spacing, int scheme) {
-    return {batch, channels, std::move(size), std::move(spacing), static_cast<Scheme>(scheme)};
 }
 
 LnccShape lncc_shape(int64_t batch, int64_t channels, std::vector<int64_t> size, std::vector<int64_t> window,
@@ -63,7 +57,6 @@ void bind_image(py::module_& m, const std::string& suffix) {
     };
     if constexpr (std::is_same_v<T, float>) {  // the shapes serve both scalar types
         py::class_<SampleShape>(m, "SampleShape", py::module_local()).def(py::init(&sample_shape));
-        py::class_<LatticeShape>(m, "LatticeShape", py::module_local()).def(py::init(&lattice_shape));
         py::class_<LnccShape>(m, "LnccShape", py::module_local()).def(py::init(&lncc_shape));
         py::class_<SsimShape>(m, "SsimShape", py::module_local()).def(py::init(&ssim_shape));
     }
@@ -78,31 +71,6 @@ void bind_image(py::module_& m, const std::string& suffix) {
             sample_backward<T>(shape, pointer<T>(grad_out), pointer<T>(image), pointer<T>(coordinates),
                                pointer<T>(affine), pointer<T>(grad_image), pointer<T>(grad_coordinates),
                                pointer<T>(grad_affine), threads);
-        });
-    def("jacobian_determinant_forward",
-        [](const LatticeShape& shape, Address u, Address determinant, int threads) {
-            jacobian_determinant_forward<T>(shape, pointer<T>(u), pointer<T>(determinant), threads);
-        });
-    def("jacobian_determinant_backward", [](const LatticeShape& shape, Address grad, Address u,
-                                            Address grad_u, int threads) {
-        jacobian_determinant_backward<T>(shape, pointer<T>(grad), pointer<T>(u), pointer<T>(grad_u), threads);
-    });
-    def("jacobian_loss_forward",
-        [](const LatticeShape& shape, int penalty, double threshold, Address u, int threads) {
-            return jacobian_loss_forward<T>(shape, static_cast<Penalty>(penalty), threshold, pointer<T>(u),
-                                            threads);
-        });
-    def("jacobian_loss_backward", [](const LatticeShape& shape, int penalty, double threshold, double scale,
-                                     Address u, Address grad_u, int threads) {
-        jacobian_loss_backward<T>(shape, static_cast<Penalty>(penalty), threshold, scale, pointer<T>(u),
-                                  pointer<T>(grad_u), threads);
-    });
-    def("diffusion_loss_forward", [](const LatticeShape& shape, Address u, int threads) {
-        return diffusion_loss_forward<T>(shape, pointer<T>(u), threads);
-    });
-    def("diffusion_loss_backward",
-        [](const LatticeShape& shape, double scale, Address u, Address grad_u, int threads) {
-            diffusion_loss_backward<T>(shape, scale, pointer<T>(u), pointer<T>(grad_u), threads);
         });
     def("lncc_forward", [](const LnccShape& shape, Address fixed, Address warped, Address mask,
                            Address values, const std::vector<Address>& adjoints, int threads) {

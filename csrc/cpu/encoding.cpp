@@ -24,8 +24,10 @@ void hash_encode_forward(const GridShape& grid, int64_t n, const T* x, const T* 
         parallel_for(n, threads, kGrain, [&](int64_t begin, int64_t end, int) {
             for (int64_t start = begin; start < end; start += kGridBlock) {
                 const int count = static_cast<int>(std::min<int64_t>(kGridBlock, end - start));
-                grid_gather<T, d.value, f.value, c.value>(levels, grid.features, x + start * grid.ndim, count,
-                                                          table, encoded + start * width, width, 0);
+                for (size_t l = 0; l < levels.size(); ++l)
+                    grid_gather<T, d.value, f.value, c.value>(
+                        levels[l], grid.features, x + start * grid.ndim, count, table,
+                        encoded + start * width + l * grid.features, width, 0);
             }
         });
     });
@@ -55,9 +57,11 @@ void hash_encode_backward(const GridShape& grid, int64_t n, const T* x, const T*
             parallel_for(n, threads, kGrain, [&](int64_t begin, int64_t end, int) {
                 for (int64_t start = begin; start < end; start += kGridBlock) {
                     const int count = static_cast<int>(std::min<int64_t>(kGridBlock, end - start));
-                    grid_gradient_x<T, d.value, f.value, c.value>(
-                        levels, grid.features, x + start * grid.ndim, count, table,
-                        grad_encoded + start * width, width, 0, grad_x + start * grid.ndim);
+                    for (size_t l = 0; l < levels.size(); ++l)
+                        grid_gradient_x<T, d.value, f.value, c.value>(
+                            levels[l], grid.features, x + start * grid.ndim, count, table,
+                            grad_encoded + start * width + l * features, width, 0,
+                            grad_x + start * grid.ndim);
                 }
             });
     });

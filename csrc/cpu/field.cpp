@@ -28,11 +28,22 @@ struct Worker {
         if (plan.shape.steps) flow = std::make_unique<FlowBlock<T>>(plan, field);
     }
 
-    void forward(const T* x, int64_t first, int count) {
-        if (flow)
-            flow->forward(x, first, count);
-        else
-            field.forward(x, first, count);
+    // Runs body(start, count) behind the forward of every block of the points [begin, end).
+    template <class Body>
+    void each_block(const FieldPlan<T>& plan, const T* x, int64_t begin, int64_t end, Body&& body) {
+        const int ndim = plan.shape.ndim;
+        for (int64_t group = begin; group < end; group += plan.encoded_at_once) {
+            const int64_t last = std::min(end, group + plan.encoded_at_once);
+            if (!flow) field.encode(x + group * ndim, group, last - group);
+            for (int64_t start = group; start < last; start += plan.capacity) {
+                const int count = static_cast<int>(std::min<int64_t>(plan.capacity, last - start));
+                if (flow)
+                    flow->forward(x + start * ndim, start, count);
+                else
+                    field.forward(x + start * ndim, start - group, count);
+                body(start, count);
+            }
+        }
     }
     const std::vector<T>& y() const { return flow ? flow->y : field.y; }
     const std::vector<T>& jacobian() const { return flow ? flow->jacobian : field.jacobian; }
@@ -137,14 +148,12 @@ void field_forward(const FieldShape& shape, int64_t n, const T* x, const std::ve
     const int out = shape.out, ndim = shape.ndim;
     parallel_for(n, threads, 4 * plan.capacity, [&](int64_t begin, int64_t end, int) {
         Worker<T> worker(plan, false);
-        for (int64_t start = begin; start < end; start += plan.capacity) {
-            const int count = static_cast<int>(std::min<int64_t>(plan.capacity, end - start));
-            worker.forward(x + start * ndim, start, count);
+        worker.each_block(plan, x, begin, end, [&](int64_t start, int count) {
             std::copy(worker.y().begin(), worker.y().begin() + count * out, y + start * out);
             if (jacobian)
                 std::copy(worker.jacobian().begin(), worker.jacobian().begin() + count * out * ndim,
                           jacobian + start * out * ndim);
-        }
+        });
     });
 }
 
@@ -175,9 +184,7 @@ void field_backward(const FieldShape& shape, int64_t n, const T* x, const std::v
             Worker<T>& worker = *workers[part];
             FieldBlock<T>& field = worker.field;
             int64_t record = begin * evaluations;
-            for (int64_t start = begin; start < end; start += plan.capacity) {
-                const int count = static_cast<int>(std::min<int64_t>(plan.capacity, end - start));
-                const int64_t first = from + start;
+            worker.each_block(plan, x, from + begin, from + end, [&](int64_t first, int count) {
                 const auto pullback = [&](const T* place, const T* grad_value, const T* grad_j, T* grad_x) {
                     field.backward(place, first, count, grad_value, grad_j, want.weights, want_input, grad_x,
                                    want.b ? worker.grad_b.data() : nullptr,
@@ -185,16 +192,14 @@ void field_backward(const FieldShape& shape, int64_t n, const T* x, const std::v
                     if (!scatter.empty()) scatter.enqueue(field, place, count, record);
                     record += count;
                 };
-                const T* places = x + first * ndim;
                 const T* gy = grad_y + first * out;
                 const T* gj = grad_jacobian ? grad_jacobian + first * out * ndim : nullptr;
                 T* gx = want.x ? want.x + first * ndim : nullptr;
-                worker.forward(places, first, count);
                 if (worker.flow)
                     worker.flow->backward(first, count, gy, gj, gx, pullback);
                 else
-                    pullback(places, gy, gj, gx);
-            }
+                    pullback(x + first * ndim, gy, gj, gx);
+            });
         });
         if (!scatter.empty()) scatter.flush(points * evaluations);
     }

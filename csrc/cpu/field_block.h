@@ -19,7 +19,8 @@ struct FieldPlan {
     StackPlan<T> main;
     std::optional<StackPlan<T>> gates;
     int tangents;
-    int capacity;  // points a block
+    int capacity;             // points a block
+    int64_t encoded_at_once;  // points
 
     FieldPlan(const FieldShape& shape, const std::vector<const T*>& tensors, bool jet, bool training)
         : shape(shape),
@@ -33,6 +34,9 @@ struct FieldPlan {
         // The activations of a block and one layer's weights share the second cache.
         const int widest = *std::max_element(shape.widths.begin(), shape.widths.end());
         capacity = (widest > 128 ? kGridBlock / 2 : kGridBlock) / (jet ? 2 : 1);
+        // Many blocks where a level's entries are worth keeping in the cache; a flow asks block by block.
+        encoded_at_once =
+            shape.encoding == Encoding::kGrid && !shape.steps ? capacity * (jet ? 16 : 64) : capacity;
     }
 };
 
@@ -46,20 +50,25 @@ public:
         : plan_(plan),
           stride_(row_stride<T>(plan.shape.inputs())),
           main_(plan.main, plan.tangents, plan.capacity, training, plan.gates.has_value()) {
-        const size_t size = (1 + plan.tangents) * plan.capacity * stride_;
-        input_.resize(size);
-        if (training) input_gradient_.resize(size);
+        input_.resize((1 + plan.tangents) * plan.encoded_at_once * stride_);
+        if (training) input_gradient_.resize((1 + plan.tangents) * plan.capacity * stride_);
         if (plan.gates) gates_.emplace(*plan.gates, plan.tangents, plan.capacity, training, false);
         y.resize(plan.capacity * plan.shape.out);
         jacobian.resize(y.size() * plan.tangents);
     }
 
-    // first: number of the block's first point.
-    void forward(const T* x, int64_t first, int count) {
+    // Takes up to encoded_at_once points, which forward then runs through a block at a time; first: number of
+    // the first.
+    void encode(const T* x, int64_t first, int64_t points) {
+        plan_.input.encode(x, first, points, plan_.capacity, plan_.tangents, input_.data(), stride_);
+    }
+
+    // The `count` points from number `start` of those encoded, at x.
+    void forward(const T* x, int64_t start, int count) {
         const FieldShape& shape = plan_.shape;
-        plan_.input.encode(x, first, count, plan_.tangents, input_.data(), stride_);
-        if (gates_) gates_->forward(input_.data(), stride_, count, nullptr);
-        main_.forward(input_.data(), stride_, count, gates());
+        block_ = input_.data() + start * (1 + plan_.tangents) * stride_;
+        if (gates_) gates_->forward(block_, stride_, count, nullptr);
+        main_.forward(block_, stride_, count, gates());
         const int64_t stride = row_stride<T>(shape.out), channel = count * stride;
         const int n = plan_.tangents;
         for (int p = 0; p < count; ++p)
@@ -89,10 +98,10 @@ public:
         load_gradient(x, count, grad_y, grad_jacobian, grad_x);
         T* to = want_input ? input_gradient_.data() : nullptr;
         if (gates_ && to) std::fill(input_gradient_.begin(), input_gradient_.end(), T(0));
-        main_.backward(input_.data(), stride_, count, gates(), want_weights, to, false);
-        if (gates_) gates_->backward(input_.data(), stride_, count, nullptr, want_weights, to, true);
+        main_.backward(block_, stride_, count, gates(), want_weights, to, false);
+        if (gates_) gates_->backward(block_, stride_, count, nullptr, want_weights, to, true);
         if (to)
-            plan_.input.backward(x, first, count, plan_.tangents, input_.data(), to, stride_, grad_x, grad_b,
+            plan_.input.backward(x, first, count, plan_.tangents, block_, to, stride_, grad_x, grad_b,
                                  grad_latent);
     }
 
@@ -138,6 +147,7 @@ private:
     Stack<T> main_;
     std::optional<Stack<T>> gates_;
     std::vector<T> input_, input_gradient_;
+    const T* block_ = nullptr;  // of input_
 };
 
 }  // namespace nr

@@ -53,31 +53,46 @@ struct FieldInput {
         return {shape.ndim, shape.frequencies, static_cast<T>(shape.fourier_scale), encoding};
     }
 
-    // first: number of the block's first point, for a latent a point.
-    void encode(const T* x, int64_t first, int count, int tangents, T* out, int64_t stride) const {
+    // Encodes blocks of `capacity` points (the last may have fewer) one behind the other; first: number of
+    // the first point, for a latent a point. Grids go level by level over all blocks, so that a level stays
+    // in the cache.
+    void encode(const T* x, int64_t first, int64_t points, int capacity, int tangents, T* out,
+                int64_t stride) const {
         const int ndim = shape.ndim;
-        const int64_t channel = count * stride;
-        const bool coordinates = shape.encoding == Encoding::kIdentity || shape.raw;
-        if (coordinates)
-            for (int k = 0; k <= tangents; ++k)
-                for (int p = 0; p < count; ++p)
-                    for (int d = 0; d < ndim; ++d)
-                        out[k * channel + p * stride + d] = k ? T(d == k - 1) : x[p * ndim + d];
-        if (shape.encoding == Encoding::kFourier)
-            fourier().encode(1 + tangents, count, x, out + (shape.raw ? ndim : 0), stride, channel);
-        if (shape.encoding == Encoding::kGrid)
-            gather(levels, shape.grid.features, encoding, x, count, tangents, out, stride);
-        T* next = out + shape.encoded;
-        if (latent)
+        const auto blocks = [&](auto&& body) {
+            for (int64_t start = 0; start < points; start += capacity)
+                body(start, static_cast<int>(std::min<int64_t>(capacity, points - start)),
+                     out + start * (1 + tangents) * stride);
+        };
+        blocks([&](int64_t start, int count, T* to) {
+            const int64_t channel = count * stride;
+            if (shape.encoding == Encoding::kIdentity || shape.raw)
+                for (int k = 0; k <= tangents; ++k)
+                    for (int p = 0; p < count; ++p)
+                        for (int d = 0; d < ndim; ++d)
+                            to[k * channel + p * stride + d] = k ? T(d == k - 1) : x[(start + p) * ndim + d];
+            if (shape.encoding == Encoding::kFourier)
+                fourier().encode(1 + tangents, count, x + start * ndim, to + (shape.raw ? ndim : 0), stride,
+                                 channel);
+            if (!latent) return;
             for (int k = 0; k <= tangents; ++k)
                 for (int p = 0; p < count; ++p) {
-                    const T* row = latent + (shape.latent_per_point ? (first + p) * shape.latent : 0);
-                    for (int i = 0; i < shape.latent; ++i)
-                        next[k * channel + p * stride + i] = k ? T(0) : row[i];
+                    const T* row = latent + (shape.latent_per_point ? (first + start + p) * shape.latent : 0);
+                    T* at = to + k * channel + p * stride + shape.encoded;
+                    for (int i = 0; i < shape.latent; ++i) at[i] = k ? T(0) : row[i];
                 }
-        if (volume)
-            gather(volume_levels, shape.volume_channels, volume, x, count, tangents, next + shape.latent,
-                   stride);
+        });
+        const auto gather = [&](const GridLevel& level, int features, const T* table, int64_t column) {
+            with_grid(ndim, features, tangents > 0, [&](auto n, auto f, auto c) {
+                blocks([&](int64_t start, int count, T* to) {
+                    grid_gather<T, n.value, f.value, c.value>(level, features, x + start * ndim, count, table,
+                                                              to + column, stride, count * stride);
+                });
+            });
+        };
+        for (size_t l = 0; l < levels.size(); ++l)
+            gather(levels[l], shape.grid.features, encoding, static_cast<int64_t>(l) * shape.grid.features);
+        if (volume) gather(volume_levels[0], shape.volume_channels, volume, shape.encoded + shape.latent);
     }
 
     // Adds to grad_x, grad_b and grad_latent (each may be null; B's and a latent's for all points are this
@@ -108,19 +123,12 @@ struct FieldInput {
     }
 
 private:
-    void gather(const std::vector<GridLevel>& grid, int features, const T* table, const T* x, int count,
-                int tangents, T* out, int64_t stride) const {
-        with_grid(shape.ndim, features, tangents > 0, [&](auto n, auto f, auto c) {
-            grid_gather<T, n.value, f.value, c.value>(grid, features, x, count, table, out, stride,
-                                                      count * stride);
-        });
-    }
-
     void gradient_x(const std::vector<GridLevel>& grid, int features, const T* table, const T* x, int count,
                     int tangents, const T* g, int64_t stride, T* grad_x) const {
         with_grid(shape.ndim, features, tangents > 0, [&](auto n, auto f, auto c) {
-            grid_gradient_x<T, n.value, f.value, c.value>(grid, features, x, count, table, g, stride,
-                                                          count * stride, grad_x);
+            for (size_t l = 0; l < grid.size(); ++l)
+                grid_gradient_x<T, n.value, f.value, c.value>(
+                    grid[l], features, x, count, table, g + l * features, stride, count * stride, grad_x);
         });
     }
 };

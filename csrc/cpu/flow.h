@@ -95,7 +95,8 @@ public:
 private:
     // rate_ = (v(s), J_v(s) dS)
     void evaluate(const T* place, int64_t first, int count) {
-        field_.forward(place, first, count);
+        field_.encode(place, first, count);
+        field_.forward(place, 0, count);
         const int64_t n = static_cast<int64_t>(count) * ndim_;
         std::copy(field_.y.begin(), field_.y.begin() + n, rate_.begin());
         if (!matrix_) return;

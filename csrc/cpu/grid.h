@@ -11,9 +11,10 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu/loops.h"
 #include "cpu/ops.h"
-#include "cpu/simd.h"
 #include "math/hashgrid.h"
+#include "math/multilinear.h"
 
 namespace nr {
 
@@ -66,55 +67,37 @@ struct UnitBlock {
     }
 };
 
-// Where the points of a block lie in one level. weight[0][c] weighs corner c in the value, weight[1 + k][c]
-// in the derivative to x_k; bit N - 1 - d of a corner's number is its step along axis d.
-template <class T, int N, int C>
+// Where the points of a block lie in one level: entries at the corners of their cells (numbered as in
+// math/multilinear.h), weights of the upper corners, and the weights' first and second derivatives to x.
+template <class T, int N>
 struct GridCells {
     static constexpr int corners = 1 << N;
-    static constexpr int axes = C > 1 ? N : 1;
     uint32_t index[corners][kGridBlock];
-    T weight[C][corners][kGridBlock];
+    T upper[N][kGridBlock], slope[N][kGridBlock], curvature[N][kGridBlock];
 
     void locate(const GridLevel& level, const UnitBlock<T, N>& x, int count) {
         int32_t near[N][kGridBlock], far[N][kGridBlock];
-        T upper[N][kGridBlock], slope[axes][kGridBlock];
         for (int d = 0; d < N; ++d) {
-            const int32_t vertices = level.vertices[d];
+            const int32_t vertices = level.vertices[d], step = vertices > 1 ? 1 : 0;
+            const T cells = static_cast<T>(vertices - 1);
             for (int p = 0; p < count; ++p) {
-                T place;
-                near[d][p] = grid_cell(x.unit[d][p], vertices, place);
-                far[d][p] = near[d][p] + (vertices > 1 ? 1 : 0);
-                upper[d][p] = place;
+                near[d][p] = grid_cell(x.unit[d][p], vertices, upper[d][p]);
+                far[d][p] = near[d][p] + step;
+                slope[d][p] = x.slope[d][p] * cells;
+                curvature[d][p] = 0;
             }
-            if (C > 1)
-                for (int p = 0; p < count; ++p)
-                    slope[C > 1 ? d : 0][p] = x.slope[d][p] * static_cast<T>(vertices - 1);
-            if (level.smooth)
-                for (int p = 0; p < count; ++p) {
-                    const UpperWeight<T> w = upper_weight(upper[d][p], true);
-                    upper[d][p] = w.value;
-                    if (C > 1) slope[C > 1 ? d : 0][p] *= w.slope;
-                }
+            if (!level.smooth) continue;
+            for (int p = 0; p < count; ++p) {
+                const UpperWeight<T> w = upper_weight(upper[d][p], true);
+                upper[d][p] = w.value;
+                curvature[d][p] = w.curvature * slope[d][p] * slope[d][p];
+                slope[d][p] *= w.slope;
+            }
         }
+        const int32_t v1 = level.vertices[1];
         for (int c = 0; c < corners; ++c) {
-            const auto share = [&](int d, int p) {
-                return (c >> (N - 1 - d)) & 1 ? upper[d][p] : 1 - upper[d][p];
-            };
-            for (int p = 0; p < count; ++p) {
-                T w = 1;
-                for (int d = 0; d < N; ++d) w *= share(d, p);
-                weight[0][c][p] = w;
-            }
-            for (int k = 1; k < C; ++k)
-                for (int p = 0; p < count; ++p) {
-                    T w = (c >> (N - k)) & 1 ? slope[k - 1][p] : -slope[k - 1][p];
-                    for (int d = 0; d < N; ++d)
-                        if (d != k - 1) w *= share(d, p);
-                    weight[k][c][p] = w;
-                }
             const int32_t* i = (c >> (N - 1)) & 1 ? far[0] : near[0];
             const int32_t* j = (c >> (N - 2)) & 1 ? far[1] : near[1];
-            const int32_t v1 = level.vertices[1];
             if constexpr (N == 3) {
                 const int32_t* k = c & 1 ? far[2] : near[2];
                 const int32_t v2 = level.vertices[2];
@@ -138,19 +121,6 @@ struct FeatureCount {
     static constexpr int value = F;
 };
 
-// One entry as a short vector, so that a corner costs one load and one multiply-add.
-template <class T, int F>
-struct Entry {
-    typedef T Vec __attribute__((vector_size(F * sizeof(T))));
-};
-
-template <class V, class T>
-inline V load_entry(const T* p) {
-    V v;
-    std::memcpy(&v, p, sizeof(v));
-    return v;
-}
-
 template <class Body>
 inline void with_features(int features, Body&& body) {
     switch (features) {
@@ -162,139 +132,178 @@ inline void with_features(int features, Body&& body) {
     }
 }
 
-// out[channel * channel_stride + p * stride + level * features + f] for up to kGridBlock points.
-template <class T, int N, int F, int C>
-inline void grid_gather(const std::vector<GridLevel>& levels, int features, const T* x, int count,
-                        const T* table, T* out, int64_t stride, int64_t channel_stride) {
-    const UnitBlock<T, N> unit(x, count);
-    GridCells<T, N, C> cells;
-    for (size_t l = 0; l < levels.size(); ++l) {
-        cells.locate(levels[l], unit, count);
-        const T* entries = table + levels[l].offset * features;
-        T* to = out + l * features;
-        for (int p = 0; p < count; ++p) {
-            if constexpr (F > 0) {
-                using V = typename Entry<T, F>::Vec;
-                V sum[C] = {};
-#pragma GCC unroll 8
-                for (int c = 0; c < cells.corners; ++c) {
-                    const V entry = load_entry<V>(entries + static_cast<int64_t>(cells.index[c][p]) * F);
-#pragma GCC unroll 4
-                    for (int k = 0; k < C; ++k) sum[k] += cells.weight[k][c][p] * entry;
-                }
-                for (int k = 0; k < C; ++k)
-                    std::memcpy(to + k * channel_stride + p * stride, &sum[k], sizeof(V));
-            } else {
-                for (int k = 0; k < C; ++k) {
-                    T* sum = to + k * channel_stride + p * stride;
-                    for (int f = 0; f < features; ++f) sum[f] = 0;
-                    for (int c = 0; c < cells.corners; ++c) {
-                        const T w = cells.weight[k][c][p];
-                        const T* entry = entries + static_cast<int64_t>(cells.index[c][p]) * features;
-                        for (int f = 0; f < features; ++f) sum[f] += w * entry[f];
-                    }
-                }
+// Some features of some points, element point * features + feature: the arithmetic then runs over plain
+// arrays, and memory is touched an entry's features at a time.
+template <class T, int N, int F>
+struct GridElements {
+    static constexpr int capacity = 8 * kGridBlock;
+    static constexpr int corners = 1 << N;
+    int first, points;    // of the block
+    int column, columns;  // features
+    T corner[corners][capacity];
+    T upper[N][capacity], slope[N][capacity];
+
+    int width() const { return F ? F : columns; }
+    int size() const { return points * width(); }
+
+    // Runs body over parts of the block that fit.
+    template <class Body>
+    void each(int count, int first_feature, int last_feature, Body&& body) {
+        const int widest = F ? F : 64;
+        for (column = first_feature; column < last_feature; column += widest) {
+            columns = std::min(widest, last_feature - column);
+            const int most = capacity / width();
+            for (first = 0; first < count; first += most) {
+                points = std::min(most, count - first);
+                body();
             }
         }
     }
+
+    void weights(const GridCells<T, N>& cells) {
+        for (int d = 0; d < N; ++d)
+            for (int p = 0; p < points; ++p)
+                for (int f = 0; f < width(); ++f) {
+                    upper[d][p * width() + f] = cells.upper[d][first + p];
+                    slope[d][p * width() + f] = cells.slope[d][first + p];
+                }
+    }
+
+    void load(const GridCells<T, N>& cells, const T* entries, int64_t features) {
+        for (int c = 0; c < corners; ++c)
+            for (int p = 0; p < points; ++p)
+                std::memcpy(corner[c] + p * width(), entries + cells.index[c][first + p] * features + column,
+                            width() * sizeof(T));
+    }
+};
+
+// Copies a channel's elements from or to rows of a stride.
+template <class Elements, class T>
+inline void to_rows(const Elements& part, const T* from, T* rows, int64_t stride) {
+    for (int p = 0; p < part.points; ++p)
+        std::memcpy(rows + (part.first + p) * stride + part.column, from + p * part.width(),
+                    part.width() * sizeof(T));
+}
+template <class Elements, class T>
+inline void from_rows(const Elements& part, const T* rows, int64_t stride, T* to) {
+    for (int p = 0; p < part.points; ++p)
+        std::memcpy(to + p * part.width(), rows + (part.first + p) * stride + part.column,
+                    part.width() * sizeof(T));
+}
+
+// out[channel * channel_stride + p * stride + f] for up to kGridBlock points in one level.
+template <class T, int N, int F, int C>
+inline void grid_gather(const GridLevel& level, int features, const T* x, int count, const T* table, T* out,
+                        int64_t stride, int64_t channel_stride) {
+    using Cell = Multilinear<T, N>;
+    GridCells<T, N> cells;
+    GridElements<T, N, F> part;
+    T result[C][part.capacity];
+    cells.locate(level, UnitBlock<T, N>(x, count), count);
+    part.each(count, 0, features, [&] {
+        part.weights(cells);
+        part.load(cells, table + level.offset * features, features);
+        const int size = part.size();
+        NR_INDEPENDENT
+        for (int i = 0; i < size; ++i) {
+            T e[part.corners], w[N];
+            for (int c = 0; c < part.corners; ++c) e[c] = part.corner[c][i];
+            for (int d = 0; d < N; ++d) w[d] = part.upper[d][i];
+            if constexpr (C == 1) {
+                result[0][i] = Cell::value(e, w);
+            } else {
+                T step[N];
+                result[0][i] = Cell::differences(e, w, step);
+                for (int d = 0; d < N; ++d) result[1 + d][i] = step[d] * part.slope[d][i];
+            }
+        }
+        for (int k = 0; k < C; ++k) to_rows(part, result[k], out + k * channel_stride, stride);
+    });
 }
 
 // Adds the gradient of one level's entries for n points: grad[(p * C + channel) * features + f], features of
-// [first, last) alone where F is 0. One thread owns a level (or its features), so that no two threads meet
-// and the sum has one order.
+// [first, last) alone. One thread owns a level (or its features), so that no two threads meet and the sum has
+// one order.
 template <class T, int N, int F, int C>
 inline void grid_scatter(const GridLevel& level, int features, int first, int last, const T* x, int64_t n,
                          const T* grad, T* grad_table) {
     T* entries = grad_table + level.offset * features;
-    GridCells<T, N, C> cells;
+    GridCells<T, N> cells;
+    GridElements<T, N, F> part;
+    T gradient[C][part.capacity];
     for (int64_t start = 0; start < n; start += kGridBlock) {
         const int count = static_cast<int>(std::min<int64_t>(kGridBlock, n - start));
         cells.locate(level, UnitBlock<T, N>(x + start * N, count), count);
-        for (int p = 0; p < count; ++p) {
-            const T* g = grad + (start + p) * C * features;
-            if constexpr (F > 0) {
-                using V = typename Entry<T, F>::Vec;
-                V gradient[C];
-                for (int k = 0; k < C; ++k) gradient[k] = load_entry<V>(g + k * F);
-#pragma GCC unroll 8
-                for (int c = 0; c < cells.corners; ++c) {
-                    T* entry = entries + static_cast<int64_t>(cells.index[c][p]) * F;
-                    V sum = load_entry<V>(entry);
-#pragma GCC unroll 4
-                    for (int k = 0; k < C; ++k) sum += cells.weight[k][c][p] * gradient[k];
-                    std::memcpy(entry, &sum, sizeof(sum));
+        part.each(count, first, last, [&] {
+            part.weights(cells);
+            for (int k = 0; k < C; ++k)
+                from_rows(part, grad + (start * C + k) * features, static_cast<int64_t>(C) * features,
+                          gradient[k]);
+            const int size = part.size();
+            NR_INDEPENDENT
+            for (int i = 0; i < size; ++i) {
+                T e[part.corners], w[N], h[N];
+                for (int d = 0; d < N; ++d) {
+                    w[d] = part.upper[d][i];
+                    h[d] = C == 1 ? T(0) : gradient[C == 1 ? 0 : 1 + d][i] * part.slope[d][i];
                 }
-            } else {
-                for (int c = 0; c < cells.corners; ++c) {
-                    T* entry = entries + static_cast<int64_t>(cells.index[c][p]) * features;
-                    for (int k = 0; k < C; ++k) {
-                        const T w = cells.weight[k][c][p];
-                        for (int f = first; f < last; ++f) entry[f] += w * g[k * features + f];
-                    }
-                }
+                Multilinear<T, N>::adjoint(w, gradient[0][i], h, e);
+                for (int c = 0; c < part.corners; ++c) part.corner[c][i] = e[c];
             }
-        }
+            for (int p = 0; p < part.points; ++p)
+                for (int c = 0; c < part.corners; ++c) {
+                    T* entry = entries + static_cast<int64_t>(cells.index[c][part.first + p]) * features +
+                               part.column;
+                    const T* more = part.corner[c] + p * part.width();
+                    for (int f = 0; f < part.width(); ++f) entry[f] += more[f];
+                }
+        });
     }
 }
 
-// The part of grad_x that comes through the derivative channels: their weights' derivatives.
-template <class T, int N>
-inline void second_order(const GridLevel& level, const UnitBlock<T, N>& x, int p, const T (*dot)[1 << N],
-                         T* grad_x) {
-    UpperWeight<T> w[N];
-    for (int d = 0; d < N; ++d) {
-        T place;
-        grid_cell(x.unit[d][p], level.vertices[d], place);
-        w[d] = upper_weight(place, level.smooth);
-        const T scale = x.slope[d][p] * static_cast<T>(level.vertices[d] - 1);
-        w[d].slope *= scale;
-        w[d].curvature *= scale * scale;
-    }
-    for (int c = 0; c < (1 << N); ++c)
-        for (int k = 0; k < N; ++k)
-            for (int d = 0; d < N; ++d) {
-                T product = dot[1 + k][c];
-                for (int axis = 0; axis < N; ++axis) {
-                    const bool up = (c >> (N - 1 - axis)) & 1;
-                    if (axis == d && axis == k)
-                        product *= up ? w[axis].curvature : -w[axis].curvature;
-                    else if (axis == d || axis == k)
-                        product *= up ? w[axis].slope : -w[axis].slope;
-                    else
-                        product *= up ? w[axis].value : 1 - w[axis].value;
-                }
-                grad_x[d] += product;
-            }
-}
-
-// Adds to grad_x[p * N + d] for up to kGridBlock points; grad as out in grid_gather.
+// Adds to grad_x[p * N + d] for up to kGridBlock points; grad as out in grid_gather. Through the derivative
+// channels come the interpolation's second derivatives.
 template <class T, int N, int F, int C>
-inline void grid_gradient_x(const std::vector<GridLevel>& levels, int features, const T* x, int count,
-                            const T* table, const T* grad, int64_t stride, int64_t channel_stride,
-                            T* grad_x) {
-    constexpr int corners = 1 << N;
-    const UnitBlock<T, N> unit(x, count);
-    GridCells<T, N, N + 1> cells;
-    for (size_t l = 0; l < levels.size(); ++l) {
-        const GridLevel& level = levels[l];
-        cells.locate(level, unit, count);
-        const T* entries = table + level.offset * features;
-        for (int p = 0; p < count; ++p) {
-            T dot[C][corners];  // <gradient of the channel, entry of the corner>
-            for (int c = 0; c < corners; ++c) {
-                const T* entry = entries + static_cast<int64_t>(cells.index[c][p]) * features;
-                for (int k = 0; k < C; ++k) {
-                    const T* g = grad + k * channel_stride + p * stride + l * features;
-                    T sum = 0;
-                    for (int f = 0; f < (F ? F : features); ++f) sum += g[f] * entry[f];
-                    dot[k][c] = sum;
-                }
-            }
+inline void grid_gradient_x(const GridLevel& level, int features, const T* x, int count, const T* table,
+                            const T* grad, int64_t stride, int64_t channel_stride, T* grad_x) {
+    using Cell = Multilinear<T, N>;
+    GridCells<T, N> cells;
+    GridElements<T, N, F> part;
+    T gradient[C][part.capacity], result[N][part.capacity], bend[N][part.capacity];
+    cells.locate(level, UnitBlock<T, N>(x, count), count);
+    part.each(count, 0, features, [&] {
+        part.weights(cells);
+        part.load(cells, table + level.offset * features, features);
+        for (int k = 0; k < C; ++k) from_rows(part, grad + k * channel_stride, stride, gradient[k]);
+        if (C > 1)
             for (int d = 0; d < N; ++d)
-                for (int c = 0; c < corners; ++c) grad_x[p * N + d] += dot[0][c] * cells.weight[1 + d][c][p];
-            if constexpr (C > 1) second_order(level, unit, p, dot, grad_x + p * N);
+                for (int i = 0; i < part.size(); ++i)
+                    bend[d][i] = cells.curvature[d][part.first + i / part.width()];
+        const int size = part.size();
+        NR_INDEPENDENT
+        for (int i = 0; i < size; ++i) {
+            T e[part.corners], w[N], step[N], mixed[2 * N - 3];
+            for (int c = 0; c < part.corners; ++c) e[c] = part.corner[c][i];
+            for (int d = 0; d < N; ++d) w[d] = part.upper[d][i];
+            Cell::differences(e, w, step);
+            Cell::mixed(e, w, mixed);
+            for (int d = 0; d < N; ++d) {
+                T sum = gradient[0][i] * part.slope[d][i] * step[d];
+                if constexpr (C > 1)
+                    for (int k = 0; k < N; ++k)
+                        sum += gradient[1 + k][i] *
+                               (k == d ? bend[d][i] * step[d]
+                                       : part.slope[d][i] * part.slope[k][i] * mixed[d + k - 1]);
+                result[d][i] = sum;
+            }
         }
-    }
+        for (int p = 0; p < part.points; ++p)
+            for (int d = 0; d < N; ++d) {
+                T sum = 0;
+                for (int f = 0; f < part.width(); ++f) sum += result[d][p * part.width() + f];
+                grad_x[(part.first + p) * N + d] += sum;
+            }
+    });
 }
 
 }  // namespace nr

@@ -85,33 +85,39 @@ void determinant(const LatticeShape& shape, const T* u, T* out, int threads) {
 constexpr int64_t kRowsPerSum = 256;  // rows that share one partial sum, whatever the number of threads
 
 template <class T, int ND>
-double loss(const LatticeShape& shape, Penalty penalty, T threshold, const T* u, int threads) {
+PenaltyTotal loss(const LatticeShape& shape, Penalty penalty, T threshold, const T* u, int threads) {
     const Lattice<T, ND> lattice(shape);
     const int64_t rows = lattice.planes * lattice.rows, all = shape.batch * rows;
-    std::vector<double> partial((all + kRowsPerSum - 1) / kRowsPerSum, 0.0);
+    std::vector<PenaltyTotal> partial((all + kRowsPerSum - 1) / kRowsPerSum);
     parallel_for(static_cast<int64_t>(partial.size()), threads, 1, [&](int64_t begin, int64_t end, int) {
-        std::vector<T> value(lattice.width);
-        T* to = value.data();
+        std::vector<T> determinants(lattice.width);
+        T* det = determinants.data();
         for (int64_t p = begin; p < end; ++p) {
             for (int64_t r = p * kRowsPerSum; r < std::min(all, (p + 1) * kRowsPerSum); ++r) {
                 const int64_t batch = r / rows, plane = r % rows / lattice.rows, row = r % lattice.rows;
                 for_row(lattice, u + batch * ND * lattice.voxels, plane, row,
-                        [to, penalty, threshold](int64_t i, const T(&j)[ND* ND]) {
-                            to[i] = penalty_value(penalty, map_determinant(j), threshold);
-                        });
+                        [det](int64_t i, const T(&j)[ND* ND]) { det[i] = map_determinant(j); });
                 double sum = 0;
+                int32_t folds = 0;
 #if defined(_OPENMP)
-#pragma omp simd reduction(+ : sum)
+#pragma omp simd reduction(+ : sum, folds)
 #endif
-                for (int64_t i = 0; i < lattice.width; ++i) sum += to[i];
-                partial[p] += sum;
+                for (int64_t i = 0; i < lattice.width; ++i) {
+                    sum += penalty_value(penalty, det[i], threshold);
+                    folds += det[i] <= 0;
+                }
+                partial[p].mean += sum;
+                partial[p].folds += folds;
             }
         }
     });
-    double sum = 0;
-    for (double p : partial) sum += p;
-    const double count = static_cast<double>(shape.batch * lattice.voxels);
-    return count > 0 ? sum / count : 0.0;
+    PenaltyTotal total;
+    for (const PenaltyTotal& p : partial) {
+        total.mean += p.mean;
+        total.folds += p.folds;
+    }
+    total.mean /= static_cast<double>(shape.batch * lattice.voxels);
+    return total;
 }
 
 // --- backward
@@ -228,9 +234,9 @@ void jacobian_determinant_backward(const LatticeShape& shape, const T* grad_dete
 }
 
 template <class T>
-double jacobian_loss_forward(const LatticeShape& shape, Penalty penalty, double threshold,
-                             const T* displacement, int threads) {
-    if (empty(shape)) return 0;
+PenaltyTotal jacobian_loss_forward(const LatticeShape& shape, Penalty penalty, double threshold,
+                                   const T* displacement, int threads) {
+    if (empty(shape)) return {};
     const auto run = shape.size.size() == 2 ? loss<T, 2> : loss<T, 3>;
     return run(shape, penalty, static_cast<T>(threshold), displacement, threads);
 }
@@ -251,10 +257,10 @@ void jacobian_loss_backward(const LatticeShape& shape, Penalty penalty, double t
         gather_gradient<T, 3>(shape, displacement, grad_displacement, threads, weight);
 }
 
-#define NR_INSTANTIATE(T)                                                                             \
-    template void jacobian_determinant_forward<T>(const LatticeShape&, const T*, T*, int);            \
-    template void jacobian_determinant_backward<T>(const LatticeShape&, const T*, const T*, T*, int); \
-    template double jacobian_loss_forward<T>(const LatticeShape&, Penalty, double, const T*, int);    \
+#define NR_INSTANTIATE(T)                                                                                \
+    template void jacobian_determinant_forward<T>(const LatticeShape&, const T*, T*, int);               \
+    template void jacobian_determinant_backward<T>(const LatticeShape&, const T*, const T*, T*, int);    \
+    template PenaltyTotal jacobian_loss_forward<T>(const LatticeShape&, Penalty, double, const T*, int); \
     template void jacobian_loss_backward<T>(const LatticeShape&, Penalty, double, double, const T*, T*, int);
 NR_INSTANTIATE(float)
 NR_INSTANTIATE(double)

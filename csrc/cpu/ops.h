@@ -191,17 +191,53 @@ void jacobian_determinant_forward(const LatticeShape& shape, const T* displaceme
 template <class T>
 void jacobian_determinant_backward(const LatticeShape& shape, const T* grad_determinant,
                                    const T* displacement, T* grad_displacement, int threads);
-// The mean penalty, and scale times its gradient.
+
+struct PenaltyTotal {
+    double mean = 0;
+    int64_t folds = 0;  // determinants of at most 0
+};
+
+// The mean penalty with the number of folds, and scale times its gradient.
 template <class T>
-double jacobian_loss_forward(const LatticeShape& shape, Penalty penalty, double threshold,
-                             const T* displacement, int threads);
+PenaltyTotal jacobian_loss_forward(const LatticeShape& shape, Penalty penalty, double threshold,
+                                   const T* displacement, int threads);
 template <class T>
 void jacobian_loss_backward(const LatticeShape& shape, Penalty penalty, double threshold, double scale,
                             const T* displacement, T* grad_displacement, int threads);
+// The same of n Jacobians du/dx (n, ndim, ndim) that are there already: jacobian_matrices.cpp.
+template <class T>
+PenaltyTotal jacobian_penalty_forward(int ndim, int64_t n, Penalty penalty, double threshold,
+                                      const T* jacobians, int threads);
+template <class T>
+void jacobian_penalty_backward(int ndim, int64_t n, Penalty penalty, double threshold, double scale,
+                               const T* jacobians, T* grad_jacobians, int threads);
+
+// --- diffusion.cpp, bending.cpp: the mean, and scale times its gradient
+
 template <class T>
 double diffusion_loss_forward(const LatticeShape& shape, const T* displacement, int threads);
 template <class T>
 void diffusion_loss_backward(const LatticeShape& shape, double scale, const T* displacement,
                              T* grad_displacement, int threads);
+template <class T>
+double bending_loss_forward(const LatticeShape& shape, const T* displacement, int threads);
+template <class T>
+void bending_loss_backward(const LatticeShape& shape, double scale, const T* displacement,
+                           T* grad_displacement, int threads);
+
+// --- refine.cpp
+
+struct RefineRule {
+    double regularisation, lr, beta1, beta2, eps;
+};
+
+// Step number t (from 1) of Adam on every item's displacement by itself, in place. The shapes are those of
+// one item; fixed (batch, channels, *out), moving (batch, channels, *in); mean, square and largest (null: no
+// amsgrad) are as large as the displacement (batch, ndim, *out). work: two images of one item. energy (batch)
+// is that of the displacement before the step.
+template <class T>
+void refine_step(const SampleShape& sampling, const LnccShape& similarity, const RefineRule& rule,
+                 int64_t batch, double t, const T* fixed, const T* moving, T* displacement, T* mean,
+                 T* square, T* largest, T* work, double* energy, int threads);
 
 }  // namespace nr

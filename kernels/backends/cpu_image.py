@@ -9,8 +9,6 @@ from . import native, registry
 from .cpu import address, function, output, threads
 
 _PADDING = {"zeros": 0, "border": 1, "reflection": 2}
-_SCHEME = {"forward": 0, "backward": 1, "central": 2}
-_PENALTY = {"relu": 0, "unit": 1}
 _EPS_MODE = {"product": 0, "clamp": 1, "each": 2}
 
 
@@ -140,78 +138,6 @@ def warp_backward(
         _result(grad_u, displacement),
         _result(grad_matrix, displacement if affine is None else affine),
     )
-
-
-def _lattice_shape(u: Tensor, spacing: list[float], scheme: str = "forward") -> object:
-    return native.load_cpu().LatticeShape(u.shape[0], u.shape[1], list(u.shape[2:]), spacing, _SCHEME[scheme])
-
-
-def jacobian_determinant_forward(displacement: Tensor, spacing: list[float], scheme: str) -> Tensor:
-    dtype = _computing_type(displacement)
-    u = displacement.to(dtype).contiguous()
-    out = output([u.shape[0], *u.shape[2:]], dtype)
-    function("jacobian_determinant_forward", dtype)(
-        _lattice_shape(u, spacing, scheme), address(u), address(out), threads()
-    )
-    return out.to(displacement.dtype)
-
-
-def jacobian_determinant_backward(
-    grad: Tensor, displacement: Tensor, spacing: list[float], scheme: str
-) -> Tensor:
-    dtype = _computing_type(displacement)
-    upstream, u = grad.to(dtype).contiguous(), displacement.to(dtype).contiguous()
-    grad_u = output(u.shape, dtype)
-    function("jacobian_determinant_backward", dtype)(
-        _lattice_shape(u, spacing, scheme), address(upstream), address(u), address(grad_u), threads()
-    )
-    return grad_u.to(displacement.dtype)
-
-
-def jacobian_loss_forward(
-    displacement: Tensor, spacing: list[float], scheme: str, penalty: str, threshold: float
-) -> Tensor:
-    dtype = _computing_type(displacement)
-    u = displacement.to(dtype).contiguous()
-    value = function("jacobian_loss_forward", dtype)(
-        _lattice_shape(u, spacing, scheme), _PENALTY[penalty], threshold, address(u), threads()
-    )
-    return u.new_tensor(value)
-
-
-def jacobian_loss_backward(
-    grad: Tensor, displacement: Tensor, spacing: list[float], scheme: str, penalty: str, threshold: float
-) -> Tensor:
-    dtype = _computing_type(displacement)
-    u = displacement.to(dtype).contiguous()
-    grad_u = output(u.shape, dtype)
-    function("jacobian_loss_backward", dtype)(
-        _lattice_shape(u, spacing, scheme),
-        _PENALTY[penalty],
-        threshold,
-        grad.item(),
-        address(u),
-        address(grad_u),
-        threads(),
-    )
-    return grad_u.to(displacement.dtype)
-
-
-def diffusion_loss_forward(displacement: Tensor, spacing: list[float]) -> Tensor:
-    dtype = _computing_type(displacement)
-    u = displacement.to(dtype).contiguous()
-    value = function("diffusion_loss_forward", dtype)(_lattice_shape(u, spacing), address(u), threads())
-    return u.new_tensor(value)
-
-
-def diffusion_loss_backward(grad: Tensor, displacement: Tensor, spacing: list[float]) -> Tensor:
-    dtype = _computing_type(displacement)
-    u = displacement.to(dtype).contiguous()
-    grad_u = output(u.shape, dtype)
-    function("diffusion_loss_backward", dtype)(
-        _lattice_shape(u, spacing), grad.item(), address(u), address(grad_u), threads()
-    )
-    return grad_u.to(displacement.dtype)
 
 
 def _lncc_shape(
@@ -349,15 +275,9 @@ for _op in (
     grid_sample_backward,
     warp_forward,
     warp_backward,
-    jacobian_determinant_forward,
-    jacobian_determinant_backward,
-    jacobian_loss_forward,
-    jacobian_loss_backward,
-    diffusion_loss_forward,
-    diffusion_loss_backward,
     lncc_forward,
     lncc_backward,
 ):
     registry.register(_op.__name__, "cpu", _op)
-for _public in ("grid_sample", "warp", "jacobian_determinant", "jacobian_loss", "diffusion_loss", "lncc"):
+for _public in ("grid_sample", "warp", "lncc"):
     registry.register(_public, "cpu", globals()[_public + "_forward"])

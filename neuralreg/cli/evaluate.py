@@ -181,12 +181,13 @@ def _overlap(
 
 def _smoothness(transform: Transform, mask: Path | None) -> dict[str, Any]:
     from neuralreg.images import read_mask
-    from neuralreg.metrics import regularity
+    from neuralreg.metrics import non_diffeomorphic_volume, regularity
 
     chosen = None
     if mask is not None:
         chosen = read_mask(mask, role="mask", like=transform.fixed, like_name="the transform").data
-    return dict(regularity(transform.displacement, chosen))
+    u = transform.displacement
+    return {**regularity(u, chosen), "ndv_voxels": non_diffeomorphic_volume(u, chosen)}
 
 
 def _distances(path: Path, space: str | None, transform: Transform | None) -> dict[str, Any]:
@@ -232,5 +233,6 @@ def _show(result: dict[str, Any]) -> None:
                 ("folds (% of voxels)", f"{result['folds_percent']:.4f}"),
                 ("SDlogJ", f"{result['sdlogj']:.4f}"),
                 ("smallest determinant", f"{result['min_determinant']:.4f}"),
+                ("non-diffeomorphic volume (voxels)", f"{result['ndv_voxels']:.4f}"),
             ],
         )

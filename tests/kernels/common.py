@@ -29,8 +29,9 @@ class On:
     def _move(self, value: Any, device: str) -> Any:
         if isinstance(value, Tensor):
             return value.to(device)
-        if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
-            return type(value)(self._move(v, device) for v in value)
+        if isinstance(value, (list, tuple)) and any(isinstance(v, (Tensor, tuple)) for v in value):
+            moved = [self._move(v, device) for v in value]
+            return value._make(moved) if hasattr(value, "_make") else type(value)(moved)
         return value
 
 

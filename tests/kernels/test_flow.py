@@ -128,6 +128,21 @@ def test_a_fold_shows_in_the_residual(on: On) -> None:
 
 
 @pytest.mark.parametrize("on", INVERT)
+def test_report_of_the_inversion(on: On) -> None:
+    u = torch.cat([smooth([12, 11, 10], 0.1), smooth([12, 11, 10], 1.0), 0 * smooth([12, 11, 10], 1.0)])
+    v, report = on(invert, u, 50, 1e-4, report=True)
+    plain, residual = on(invert, u, 50, 1e-4)
+    assert torch.equal(v, plain)
+    assert torch.equal(report.residual, residual)
+    assert report.converged.tolist() == [True, True, True]
+    few, many, none = report.iterations.tolist()
+    assert 0 == none < few < many < 50
+    _, report = on(invert, u, many - 1, 1e-4, report=True)
+    assert report.converged.tolist() == [True, False, True]
+    assert report.iterations.tolist() == [few, many - 1, 0]
+
+
+@pytest.mark.parametrize("on", INVERT)
 def test_gradient_through_the_inverse(on: On) -> None:
     u = smooth([5, 6], 0.8) + 0.013  # away from lattice points
     assert torch.autograd.gradcheck(lambda a: on(invert, a, 3, 0.0)[0], (leaf(u),), fast_mode=True)

@@ -16,8 +16,9 @@ from .calls import CASES, calls, results
 from .common import assert_near, serving
 
 PUBLIC = (
-    *("grid_sample", "warp", "lncc", "ssim", "jacobian_determinant", "jacobian_loss", "diffusion_loss"),
-    *("compose", "invert", "fourier_encode", "hash_encode", "field"),
+    *("grid_sample", "warp", "lncc", "ssim", "jacobian_determinant", "jacobian_loss", "jacobian_penalty"),
+    *("log_jacobian", "diffusion_loss", "bending_loss", "compose", "integrate", "invert", "refine"),
+    *("fourier_encode", "hash_encode", "field"),
 )
 BACKENDS = ["reference"] + (["cpu"] if registry.available("cpu")[0] else [])
 
@@ -115,8 +116,8 @@ def test_cpu_equals_reference(case: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="no native module to compare with")
 def test_the_cpu_backend_serves_every_native_op() -> None:
-    native = [name for name in PUBLIC if name not in ("compose", "invert")]  # these are made of warps
-    for name in native:
+    made_of_others = ("compose", "integrate", "invert", "log_jacobian")
+    for name in (name for name in PUBLIC if name not in made_of_others):
         assert any(p.values[0].backend == "cpu" for p in serving(name)), f"{name} has no cpu kernel"
 
 

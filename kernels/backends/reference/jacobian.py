@@ -1,4 +1,4 @@
-"""Regularity of displacement fields by differences between lattice neighbours, in plain torch."""
+"""Jacobian determinants of displacement fields and penalties on them, in plain torch."""
 
 from __future__ import annotations
 
@@ -23,15 +23,7 @@ def jacobian_determinant(
     steps = (1.0,) * ndim if spacing is None else spacing
     columns = [_derivative(u, axis + 2, scheme) / steps[axis] for axis in range(ndim)]
     a = [[columns[k][:, c] + float(c == k) for k in range(ndim)] for c in range(ndim)]
-    if ndim == 2:
-        determinant = a[0][0] * a[1][1] - a[0][1] * a[1][0]
-    else:
-        determinant = (
-            a[0][0] * (a[1][1] * a[2][2] - a[1][2] * a[2][1])
-            - a[0][1] * (a[1][0] * a[2][2] - a[1][2] * a[2][0])
-            + a[0][2] * (a[1][0] * a[2][1] - a[1][1] * a[2][0])
-        )
-    return determinant.to(displacement.dtype)
+    return _determinant(a).to(displacement.dtype)
 
 
 def jacobian_loss(
@@ -40,29 +32,39 @@ def jacobian_loss(
     scheme: str = "forward",
     penalty: str = "relu",
     threshold: float = 0.0,
-) -> Tensor:
-    """Mean of relu(threshold - det) ("relu") or of |det - 1| ("unit") over all lattice points.
+) -> tuple[Tensor, Tensor]:
+    """Mean of relu(threshold - det) ("relu") or of |det - 1| ("unit") over all lattice points; number of folds.
 
     Arguments as in ``jacobian_determinant``; half inputs give a float32 scalar, an empty batch gives 0.
     """
     wide = displacement.to(torch.promote_types(displacement.dtype, torch.float32))
-    determinant = jacobian_determinant(wide, spacing, scheme)
+    return _penalty(jacobian_determinant(wide, spacing, scheme), penalty, threshold)
+
+
+def jacobian_penalty(
+    jacobians: Tensor, penalty: str = "relu", threshold: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The same of det(I + J) for J (N, ndim, ndim)."""
+    j = jacobians.to(torch.promote_types(jacobians.dtype, torch.float32))
+    ndim = j.shape[-1]
+    rows = [[j[:, c, k] + float(c == k) for k in range(ndim)] for c in range(ndim)]
+    return _penalty(_determinant(rows), penalty, threshold)
+
+
+def _penalty(determinant: Tensor, penalty: str, threshold: float) -> tuple[Tensor, Tensor]:
     values = (threshold - determinant).relu() if penalty == "relu" else (determinant - 1).abs()
-    return values.sum() / max(values.numel(), 1)
+    return values.sum() / max(values.numel(), 1), (determinant <= 0).sum()
 
 
-def diffusion_loss(displacement: Tensor, spacing: Sequence[float] | None = None) -> Tensor:
-    """Mean squared forward difference, averaged over the axes (VoxelMorph's Grad with penalty l2).
-
-    displacement (B, C, *spatial); for axis k the mean over batch, channels and its N_k - 1 differences of
-    ((u[i+1] - u[i]) / spacing_k)^2; an axis of size 1 contributes 0. Half inputs give a float32 scalar.
-    """
-    u = displacement.to(torch.promote_types(displacement.dtype, torch.float32))
-    ndim = u.ndim - 2
-    steps = (1.0,) * ndim if spacing is None else spacing
-    differences = [u.diff(dim=axis + 2) / steps[axis] for axis in range(ndim)]
-    means = [d.square().sum() / max(d.numel(), 1) for d in differences]
-    return torch.stack(means).mean()
+def _determinant(a: list[list[Tensor]]) -> Tensor:
+    """Of matrices given entry by entry."""
+    if len(a) == 2:
+        return a[0][0] * a[1][1] - a[0][1] * a[1][0]
+    return (
+        a[0][0] * (a[1][1] * a[2][2] - a[1][2] * a[2][1])
+        - a[0][1] * (a[1][0] * a[2][2] - a[1][2] * a[2][0])
+        + a[0][2] * (a[1][0] * a[2][1] - a[1][1] * a[2][0])
+    )
 
 
 def _derivative(u: Tensor, axis: int, scheme: str) -> Tensor:
