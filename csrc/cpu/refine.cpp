@@ -11,7 +11,7 @@
 #include "cpu/loops.h"
 #include "cpu/ops.h"
 #include "cpu/parallel.h"
-#include "cpu/sampling_block.h"
+#include "cpu/sampling_cells.h"
 #include "math/adam.h"
 
 namespace nr {
@@ -44,15 +44,13 @@ void row_slope(const SampleShape& shape, const ImageAxes<ND>& axes, const Source
                const T* moving, const T* by_warped, int64_t row, int64_t width, T* const (&out)[ND]) {
     T x[ND][kBlock], v[1 << ND][kBlock], g[ND][kBlock], upstream[kBlock] = {};
     Cells<T, ND> cells;
-    int n = 0;
-    for (int64_t i0 = 0; i0 < width; i0 += n) {
-        n = source.length(row + i0, row + width);
-        source.locate(row + i0, n, axes, x);
+    source.walk(row, row + width, [&](const Block<ND>& block) {
+        source.locate(block, axes, x);
         find_cells<T, ND>(shape, axes, x, cells);
         for (int k = 0; k < ND; ++k) std::fill_n(g[k], kBlock, T(0));
         for (int64_t c = 0; c < shape.channels; ++c) {
-            std::copy_n(by_warped + c * source.points + row + i0, n, upstream);
-            gather<T, ND>(axes, cells, moving + c * axes.voxels, v);
+            std::copy_n(by_warped + c * source.points + block.point, block.length, upstream);
+            gather<T>(axes, cells, moving + c * axes.voxels, v);
             for (int i = 0; i < kBlock; ++i) {
                 T corner[1 << ND], w[ND], d[ND];
                 for (int j = 0; j < (1 << ND); ++j) corner[j] = v[j][i];
@@ -63,8 +61,9 @@ void row_slope(const SampleShape& shape, const ImageAxes<ND>& axes, const Source
         }
         // What the padding has moved has no gradient, even where the image is not finite.
         for (int k = 0; k < ND; ++k)
-            for (int i = 0; i < n; ++i) out[k][i0 + i] = cells.slope[k][i] != 0 ? g[k][i] : T(0);
-    }
+            for (int i = 0; i < block.length; ++i)
+                out[k][block.point - row + i] = cells.inside[k] || cells.slope[k][i] != 0 ? g[k][i] : T(0);
+    });
 }
 
 // Old values around a row of one channel; where a neighbour is missing, the row itself stands in.
@@ -170,7 +169,7 @@ void refine_step(const SampleShape& sampling, const LnccShape& similarity, const
     for (int64_t b = 0; b < batch; ++b) {
         const int64_t field = b * ndim * out;
         const T *f = fixed + b * image, *m = moving + b * sampling.channels * in;
-        sample_forward<T>(sampling, m, displacement + field, nullptr, warped, threads);
+        sample_forward<T>(sampling, m, displacement + field, nullptr, warped, nullptr, threads);
         const LnccTotal total = lncc_gradient<T>(similarity, nullptr, -1.0 / static_cast<double>(image), f,
                                                  warped, nullptr, nullptr, by_warped, threads);
         const double diffusion = run(sampling, rule, adam, m, by_warped, displacement + field, mean + field,

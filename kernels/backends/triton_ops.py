@@ -17,7 +17,15 @@ def _later(module: str, name: str) -> Callable[..., Any]:
     return call
 
 
-for _public in ("lncc", "ssim"):
+_MODULES = {
+    "lncc": "triton_lncc",
+    "ssim": "triton_ssim",
+    "hash_encode": "triton_encoding",
+    "fourier_encode": "triton_encoding",
+    "field": "triton_field",
+    "field_jet": "triton_field",
+}
+for _public, _module in _MODULES.items():
     for _step in ("", "_forward", "_backward"):
-        _op = _later(f"triton_{_public}", _public + (_step or "_forward"))
+        _op = _later(_module, _public + (_step or "_forward"))
         registry.register(_public + _step, "triton", _op, verified=False)

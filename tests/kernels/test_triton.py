@@ -15,10 +15,17 @@ from neuralreg.kernels.backends import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 # The dense gradcheck and the scan of real data take the interpreter long and tell it nothing new, as does the second
-# numerator of test_eps_modes; wrong arguments never reach a backend.
-CHOSEN = "triton and not (gradcheck_in_two_dimensions or raw_hounsfield or 0.01- or wrong_arguments)"
+# numerator of test_eps_modes; wrong arguments never reach a backend. What the encodings' gradcheck and float32 would
+# tell, the field's own tests do.
+CHOSEN = "triton and not (gradcheck_in_two_dimensions or raw_hounsfield or 0.01- or wrong_arguments or "
+CHOSEN += "hash_gradcheck or fourier_gradcheck or hash_float32 or smooth_gradcheck)"
 # Files of one process, and the least number of tests in them that have to pass
-FILES = [(("lncc", "lncc_gradients"), 80), (("triton_lncc", "triton_ssim", "triton_ops"), 35)]
+FILES = [
+    (("lncc", "lncc_gradients"), 80),
+    (("triton_lncc", "triton_ssim", "triton_ops"), 35),
+    (("encoding",), 40),
+    (("triton_encoding", "triton_field"), 60),
+]
 
 
 def interpreted(*command: str) -> subprocess.CompletedProcess[str]:
@@ -33,7 +40,7 @@ def interpreted(*command: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.skipif(registry.interpreted, reason="this process runs them itself")
-@pytest.mark.parametrize(("files", "least"), FILES, ids=["shared", "own"])
+@pytest.mark.parametrize(("files", "least"), FILES, ids=["shared", "own", "encodings", "field"])
 def test_in_the_interpreter(files: tuple[str, ...], least: int) -> None:
     paths = [f"tests/kernels/test_{file}.py" for file in files]
     options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", CHOSEN]
