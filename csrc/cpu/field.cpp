@@ -2,6 +2,7 @@
 // that no activation outlives a block; the gradients of tables and latent volumes go through a bounded queue
 // from which each level is scattered by one thread.
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -93,12 +94,14 @@ public:
         const int64_t stride = field.input_stride();
         for (const Target<T>& target : targets_) {
             if (target.first) continue;  // shares the queue of the target before
-            for (int p = 0; p < count; ++p)
-                for (int k = 0; k < channels_; ++k) {
-                    const T* from = field.input_gradient() + (k * count + p) * stride + target.column;
-                    std::copy(from, from + target.features,
-                              target.queue + ((record + p) * channels_ + k) * target.features);
-                }
+            with_features(target.features, [&](auto f) {
+                const int features = f.value ? f.value : target.features;
+                for (int p = 0; p < count; ++p)
+                    for (int k = 0; k < channels_; ++k)
+                        std::memcpy(target.queue + ((record + p) * channels_ + k) * features,
+                                    field.input_gradient() + (k * count + p) * stride + target.column,
+                                    features * sizeof(T));
+            });
         }
     }
 

@@ -35,8 +35,7 @@ struct FieldPlan {
         const int widest = *std::max_element(shape.widths.begin(), shape.widths.end());
         capacity = (widest > 128 ? kGridBlock / 2 : kGridBlock) / (jet ? 2 : 1);
         // Many blocks where a level's entries are worth keeping in the cache; a flow asks block by block.
-        encoded_at_once =
-            shape.encoding == Encoding::kGrid && !shape.steps ? capacity * (jet ? 16 : 64) : capacity;
+        encoded_at_once = shape.encoding == Encoding::kGrid && !shape.steps ? capacity * 16 : capacity;
     }
 };
 

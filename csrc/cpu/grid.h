@@ -132,10 +132,17 @@ inline void with_features(int features, Body&& body) {
     }
 }
 
+// One entry as a short vector, so that it is read and written in one piece.
+template <class T, int F>
+struct Entry {
+    typedef T Vec __attribute__((vector_size(F * sizeof(T))));
+};
+
 // Some features of some points, element point * features + feature: the arithmetic then runs over plain
 // arrays, and memory is touched an entry's features at a time.
 template <class T, int N, int F>
 struct GridElements {
+    static constexpr int kAhead = 12;
     static constexpr int capacity = 8 * kGridBlock;
     static constexpr int corners = 1 << N;
     int first, points;    // of the block
@@ -169,11 +176,43 @@ struct GridElements {
                 }
     }
 
-    void load(const GridCells<T, N>& cells, const T* entries, int64_t features) {
+    // Asks for the entries of the point that comes kAhead points later: tables outgrow the caches.
+    template <int write, class U>
+    void prefetch(const GridCells<T, N>& cells, U* entries, int64_t features, int p) const {
+        if (p + kAhead >= points) return;
         for (int c = 0; c < corners; ++c)
-            for (int p = 0; p < points; ++p)
-                std::memcpy(corner[c] + p * width(), entries + cells.index[c][first + p] * features + column,
+            __builtin_prefetch(entries + cells.index[c][first + p + kAhead] * features + column, write);
+    }
+
+    void load(const GridCells<T, N>& cells, const T* entries, int64_t features) {
+        const int count = points, start = first;
+        for (int p = 0; p < count; ++p) {
+            prefetch<0>(cells, entries, features, p);
+            for (int c = 0; c < corners; ++c)
+                std::memcpy(corner[c] + p * width(), entries + cells.index[c][start + p] * features + column,
                             width() * sizeof(T));
+        }
+    }
+
+    // Adds the corners to their entries.
+    void add(const GridCells<T, N>& cells, T* entries, int64_t features) const {
+        const int count = points, start = first;
+        for (int p = 0; p < count; ++p) {
+            prefetch<1>(cells, entries, features, p);
+            for (int c = 0; c < corners; ++c) {
+                T* entry = entries + cells.index[c][start + p] * features + column;
+                const T* more = corner[c] + p * width();
+                if constexpr (F > 0) {
+                    typename Entry<T, F>::Vec sum, add;
+                    std::memcpy(&sum, entry, sizeof(sum));
+                    std::memcpy(&add, more, sizeof(add));
+                    sum += add;
+                    std::memcpy(entry, &sum, sizeof(sum));
+                } else {
+                    for (int f = 0; f < width(); ++f) entry[f] += more[f];
+                }
+            }
+        }
     }
 };
 
@@ -250,13 +289,7 @@ inline void grid_scatter(const GridLevel& level, int features, int first, int la
                 Multilinear<T, N>::adjoint(w, gradient[0][i], h, e);
                 for (int c = 0; c < part.corners; ++c) part.corner[c][i] = e[c];
             }
-            for (int p = 0; p < part.points; ++p)
-                for (int c = 0; c < part.corners; ++c) {
-                    T* entry = entries + static_cast<int64_t>(cells.index[c][part.first + p]) * features +
-                               part.column;
-                    const T* more = part.corner[c] + p * part.width();
-                    for (int f = 0; f < part.width(); ++f) entry[f] += more[f];
-                }
+            part.add(cells, entries, features);
         });
     }
 }
