@@ -248,8 +248,9 @@ def _unflatten(ints: tuple[int, ...], floats: tuple[float, ...]) -> FieldSpec:
     scale, time, *omegas = floats
     encoding: HashGrid | Fourier | None = None
     if kind == 2:
-        *sizes, interpolation = rest[:6]
-        encoding, rest = HashGrid(*sizes, interpolation=INTERPOLATIONS[interpolation]), rest[6:]
+        levels, features, base, finest, size, interpolation = rest[:6]
+        encoding = HashGrid(levels, features, base, finest, size, INTERPOLATIONS[interpolation])
+        rest = rest[6:]
     elif kind == 1:
         encoding, rest = Fourier(rest[0], scale, bool(rest[1])), rest[2:]
     return FieldSpec(

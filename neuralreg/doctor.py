@@ -266,9 +266,9 @@ def cases() -> dict[str, Case]:
 
 
 def _adam_step(tensors: tuple[Tensor, ...], backend: str | None) -> Tensor:
-    table, *rest = [t.detach().clone() for t in tensors]
+    table, grad, mean, square = [t.detach().clone() for t in tensors]
     steps = torch.zeros(len(table), dtype=torch.int32, device=table.device)
-    kernels.table_adam(table, *rest, steps, lr=0.1, backend=backend)
+    kernels.table_adam(table, grad, mean, square, steps, lr=0.1, backend=backend)
     return table
 
 

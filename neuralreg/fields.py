@@ -237,8 +237,8 @@ class Composed(nn.Module):
 
     def __init__(self, inner: nn.Module | None = None, outer: nn.Module | None = None) -> None:
         super().__init__()
-        self.inner = HashMLP() if inner is None else inner
-        self.outer = HashMLP() if outer is None else outer
+        self.inner: Any = HashMLP() if inner is None else inner
+        self.outer: Any = HashMLP() if outer is None else outer
         self.inner.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ at both ends, no half-cell shift), so that fields train alike but stored weights
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -53,7 +53,10 @@ _OUTPUT: dict[str, Callable[[Tensor], Tensor]] = {
 class _Module(nn.Module):
     """Shapes, the flat parameter, and the range and type of what goes in and comes out."""
 
-    def __init__(self, shapes: list[tuple[int, ...]], dtype: torch.dtype | None) -> None:
+    matrix: Tensor
+    zeros: Tensor
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype | None) -> None:
         super().__init__()
         if dtype not in (None, torch.float32, torch.bfloat16):
             raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")

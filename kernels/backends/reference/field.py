@@ -37,7 +37,9 @@ def field_jet(x: Tensor, tensors: Sequence[Tensor], spec: FieldSpec) -> tuple[Te
     columns = []
     for axis in torch.eye(spec.ndim, dtype=x.dtype, device=x.device):
         # points do not depend on each other: one direction for all of them gives a column of every Jacobian
-        y, column = torch.func.jvp(lambda p: field(p, tensors, spec), (x,), (axis.expand_as(x),))
+        y, column = torch.func.jvp(  # type: ignore[misc]  # two results without has_aux
+            lambda p: field(p, tensors, spec), (x,), (axis.expand_as(x),)
+        )
         columns.append(column)
     return y, torch.stack(columns, 2)
 

@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from .lncc import lncc
-from .sampling import warp
+from .sampling import warp_with_gradient
 from .smoothness import diffusion_loss
 
 
 def energy(displacement: Tensor, fixed: Tensor, moving: Tensor, window: list[int], weight: float) -> Tensor:
     """-lncc(fixed, moving warped by the displacement) + weight * diffusion, of a batch as one."""
-    return weight * diffusion_loss(displacement) - lncc(fixed, warp(moving, displacement), window)
+    # not warp: torch.func, which compiles, does not go through an autograd.Function
+    warped, _ = warp_with_gradient(moving, displacement)
+    return weight * diffusion_loss(displacement) - lncc(fixed, warped, window)
 
 
 def refine_step(
