@@ -145,7 +145,7 @@ private:
     int64_t stride_;
     Stack<T> main_;
     std::optional<Stack<T>> gates_;
-    std::vector<T> input_, input_gradient_;
+    AlignedVector<T> input_, input_gradient_;
     const T* block_ = nullptr;  // of input_
 };
 

@@ -72,8 +72,8 @@ struct UnitBlock {
 template <class T, int N>
 struct GridCells {
     static constexpr int corners = 1 << N;
-    uint32_t index[corners][kGridBlock];
-    T upper[N][kGridBlock], slope[N][kGridBlock], curvature[N][kGridBlock];
+    alignas(64) uint32_t index[corners][kGridBlock];
+    alignas(64) T upper[N][kGridBlock], slope[N][kGridBlock], curvature[N][kGridBlock];
 
     void locate(const GridLevel& level, const UnitBlock<T, N>& x, int count) {
         int32_t near[N][kGridBlock], far[N][kGridBlock];
@@ -147,8 +147,8 @@ struct GridElements {
     static constexpr int corners = 1 << N;
     int first, points;    // of the block
     int column, columns;  // features
-    T corner[corners][capacity];
-    T upper[N][capacity], slope[N][capacity];
+    alignas(64) T corner[corners][capacity];
+    alignas(64) T upper[N][capacity], slope[N][capacity];
 
     int width() const { return F ? F : columns; }
     int size() const { return points * width(); }
@@ -237,7 +237,7 @@ inline void grid_gather(const GridLevel& level, int features, const T* x, int co
     using Cell = Multilinear<T, N>;
     GridCells<T, N> cells;
     GridElements<T, N, F> part;
-    T result[C][part.capacity];
+    alignas(64) T result[C][part.capacity];
     cells.locate(level, UnitBlock<T, N>(x, count), count);
     part.each(count, 0, features, [&] {
         part.weights(cells);
@@ -269,7 +269,7 @@ inline void grid_scatter(const GridLevel& level, int features, int first, int la
     T* entries = grad_table + level.offset * features;
     GridCells<T, N> cells;
     GridElements<T, N, F> part;
-    T gradient[C][part.capacity];
+    alignas(64) T gradient[C][part.capacity];
     for (int64_t start = 0; start < n; start += kGridBlock) {
         const int count = static_cast<int>(std::min<int64_t>(kGridBlock, n - start));
         cells.locate(level, UnitBlock<T, N>(x + start * N, count), count);
@@ -302,7 +302,7 @@ inline void grid_gradient_x(const GridLevel& level, int features, const T* x, in
     using Cell = Multilinear<T, N>;
     GridCells<T, N> cells;
     GridElements<T, N, F> part;
-    T gradient[C][part.capacity], result[N][part.capacity], bend[N][part.capacity];
+    alignas(64) T gradient[C][part.capacity], result[N][part.capacity], bend[N][part.capacity];
     cells.locate(level, UnitBlock<T, N>(x, count), count);
     part.each(count, 0, features, [&] {
         part.weights(cells);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/activate.h"
+#include "cpu/aligned.h"
 #include "cpu/gemm.h"
 #include "cpu/ops.h"
 
@@ -19,9 +20,9 @@ namespace nr {
 template <class T>
 struct PackedLayer {
     int in, out;
-    std::vector<T> by_input;   // [in][row_stride(out)]: forward
-    std::vector<T> by_output;  // [out][row_stride(in)]: input gradient; empty for inference
-    std::vector<T> bias;       // [row_stride(out)]
+    AlignedVector<T> by_input;   // [in][row_stride(out)]: forward
+    AlignedVector<T> by_output;  // [out][row_stride(in)]: input gradient; empty for inference
+    AlignedVector<T> bias;       // [row_stride(out)]
 
     PackedLayer(int in, int out, const T* w, const T* b, bool training)
         : in(in), out(out), by_input(in * row_stride<T>(out), T(0)), bias(row_stride<T>(out), T(0)) {
@@ -185,8 +186,8 @@ public:
 
 private:
     struct Buffers {
-        std::vector<T> before;  // of the activation
-        std::vector<T> value, slope, curvature, ungated, gradient, weight_gradient, bias_gradient;
+        AlignedVector<T> before;  // of the activation
+        AlignedVector<T> value, slope, curvature, ungated, gradient, weight_gradient, bias_gradient;
     };
 
     void add(const T* from, T* to, int64_t size) const {
@@ -197,7 +198,7 @@ private:
     const StackPlan<T>& plan_;
     int tangents_;
     std::vector<Buffers> layers_;
-    std::vector<T> zeros_;
+    AlignedVector<T> zeros_;
 };
 
 }  // namespace nr
