@@ -14,6 +14,8 @@ from .backends import (  # noqa: F401 (register the backends' kernels)
     cuda,
     cuda_encoding,
     cuda_field,
+    cuda_lattice,
+    cuda_refine,
     triton_ops,
 )
 from .backends.registry import BackendError, backends, use_backend

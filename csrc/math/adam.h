@@ -16,7 +16,7 @@ struct AdamRule {
     T root;           // sqrt(1 - beta2^t)
     T eps;
 
-    AdamRule(double lr, double beta1, double beta2, double eps, double t)
+    NR_HD AdamRule(double lr, double beta1, double beta2, double eps, double t)
         : first(static_cast<T>(1 - beta1)),
           second(static_cast<T>(1 - beta2)),
           keep(static_cast<T>(beta2)),

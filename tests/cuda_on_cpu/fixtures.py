@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from neuralreg.kernels.backends import cuda, cuda_encoding, cuda_field, registry
+from neuralreg.kernels.backends import cuda, cuda_encoding, cuda_field, cuda_lattice, cuda_refine, registry
 
 from .build import Library
 
@@ -21,7 +21,8 @@ def kernels(library: Library, monkeypatch: pytest.MonkeyPatch) -> Library:
     """In every test of a file that imports this, the cuda backend serves tensors of the CPU."""
     monkeypatch.setattr(cuda, "module", library.module)
     monkeypatch.setattr(cuda, "_where", lambda tensor: (0, 0))
-    functions = {**cuda.FUNCTIONS, **cuda_encoding.FUNCTIONS, **cuda_field.FUNCTIONS}
+    parts = (cuda, cuda_encoding, cuda_field, cuda_lattice, cuda_refine)
+    functions = {op: function for part in parts for op, function in part.FUNCTIONS.items()}
     monkeypatch.setitem(registry._functions, "cuda", functions)
     monkeypatch.setitem(registry._SERVES_DEVICE, "cuda", "cpu")
     monkeypatch.delitem(registry._broken, "cuda", raising=False)
