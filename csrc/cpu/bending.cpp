@@ -5,7 +5,7 @@
 #include "cpu/loops.h"
 #include "cpu/ops.h"
 #include "cpu/parallel.h"
-#include "math/config.h"
+#include "math/smoothness.h"
 
 namespace nr {
 
@@ -28,22 +28,10 @@ struct Grid {
         width = s.size[axes - 1];
         const double n[3] = {double(planes), double(rows), double(width)};
         const double h[3] = {axes == 3 ? s.spacing[0] : 1, s.spacing[axes - 2], s.spacing[axes - 1]};
-        for (int k = 0; k < 3; ++k) {
-            const int a = (k + 1) % 3, b = (k + 2) % 3;
-            const double along = double(fields) * n[a] * n[b] * (n[k] - 2);
-            const double across = double(fields) * n[k] * (n[a] - 1) * (n[b] - 1);
-            pure[k] = along > 0 ? 1 / (along * h[k] * h[k] * h[k] * h[k]) : 0;
-            mixed[k] = across > 0 ? 2 / (across * h[a] * h[a] * h[b] * h[b]) : 0;
-        }
+        bending_weights(double(fields), n, h, pure, mixed);
     }
     int64_t all_rows() const { return width > 0 ? fields * planes * rows : 0; }
 };
-
-// b[i] is the middle one of three neighbours.
-template <class T>
-NR_INLINE T second(T before, T at, T after) {
-    return (after - at) - (at - before);
-}
 
 template <class T>
 double row_energy(const Grid& grid, const T* here, int64_t plane, int64_t row) {
@@ -65,56 +53,23 @@ double row_energy(const Grid& grid, const T* here, int64_t plane, int64_t row) {
         return sum(0, end, weight,
                    [=](int64_t i) { return (other[i + step] - other[i]) - (one[i + step] - one[i]); });
     };
-    double energy =
-        sum(1, width - 1, grid.pure[2], [=](int64_t i) { return second(here[i - 1], here[i], here[i + 1]); });
+    double energy = sum(1, width - 1, grid.pure[2],
+                        [=](int64_t i) { return second_difference(here[i - 1], here[i], here[i + 1]); });
     const T *down = here + width, *below = here + slice;
     if (inside_y)
-        energy +=
-            sum(0, width, grid.pure[1], [=](int64_t i) { return second(here[i - width], here[i], down[i]); });
+        energy += sum(0, width, grid.pure[1],
+                      [=](int64_t i) { return second_difference(here[i - width], here[i], down[i]); });
     if (inside_z)
         energy += sum(0, width, grid.pure[0],
-                      [=](int64_t i) { return second(here[i - slice], here[i], below[i]); });
+                      [=](int64_t i) { return second_difference(here[i - slice], here[i], below[i]); });
     if (next_y) energy += mixed(width - 1, grid.mixed[0], here, down, 1);
     if (next_z) energy += mixed(width - 1, grid.mixed[1], here, below, 1);
     if (next_y && next_z) energy += mixed(width, grid.mixed[2], here, below, width);
     return energy;
 }
 
-// Where a voxel stands on an axis of n: which of the differences around it exist.
 template <class T>
-struct Place {
-    T before, at,
-        after;    // second differences in the middle of which stand its neighbour before, itself, and after
-    T low, high;  // first differences from the neighbour before, and to the one after
-    int64_t m2, m1, p1, p2;  // to neighbours; 0 where there is none, and then its weight is 0
-
-    Place(int64_t i, int64_t n, int64_t step)
-        : before(i >= 2 && n > 2),
-          at(i >= 1 && i + 1 < n),
-          after(i + 2 < n),
-          low(i > 0),
-          high(i + 1 < n),
-          m2(i > 1 ? -2 * step : 0),
-          m1(i > 0 ? -step : 0),
-          p1(i + 1 < n ? step : 0),
-          p2(i + 2 < n ? 2 * step : 0) {}
-
-    // The adjoint of the second differences along the axis.
-    NR_INLINE T pure(const T* u) const {
-        const T c = u[0], a = u[m1], b = u[p1];
-        return before * second(u[m2], a, c) - 2 * (at * second(a, c, b)) + after * second(c, b, u[p2]);
-    }
-};
-
-// The adjoint of the mixed differences along two axes.
-template <class T>
-NR_INLINE T mixed(const Place<T>& y, const Place<T>& x, const T* u) {
-    const T *up = u + y.m1, *down = u + y.p1;
-    const T left = x.low * (u[0] - u[x.m1]), right = x.high * (u[x.p1] - u[0]);
-    const T low = (left - x.low * (up[0] - up[x.m1])) - (right - x.high * (up[x.p1] - up[0]));
-    const T high = (x.low * (down[0] - down[x.m1]) - left) - (x.high * (down[x.p1] - down[0]) - right);
-    return y.low * low - y.high * high;
-}
+using Place = AxisPlace<T, int64_t>;
 
 }  // namespace
 
@@ -152,7 +107,8 @@ void bending_loss_backward(const LatticeShape& shape, double scale, const T* u, 
             const auto at = [&](int64_t i, const Place<T>& x) __attribute__((always_inline)) {
                 const T* c = here + i;
                 to[i] = pure[0] * z.pure(c) + pure[1] * y.pure(c) + pure[2] * x.pure(c) +
-                        cross[2] * mixed(z, y, c) + cross[1] * mixed(z, x, c) + cross[0] * mixed(y, x, c);
+                        cross[2] * mixed_adjoint(z, y, c) + cross[1] * mixed_adjoint(z, x, c) +
+                        cross[0] * mixed_adjoint(y, x, c);
             };
             const int64_t left = std::min<int64_t>(2, width), right = std::max(left, width - 2);
             for (int64_t i = 0; i < left; ++i) at(i, Place<T>(i, width, 1));

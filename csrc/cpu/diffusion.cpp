@@ -4,6 +4,7 @@
 #include "cpu/loops.h"
 #include "cpu/ops.h"
 #include "cpu/parallel.h"
+#include "math/smoothness.h"
 
 namespace nr {
 
@@ -22,15 +23,9 @@ struct Grid {
         planes = axes == 3 ? s.size[0] : 1;
         rows = s.size[axes - 2];
         width = s.size[axes - 1];
-        const int64_t size[3] = {planes, rows, width};
-        const double voxels = static_cast<double>(fields * planes * rows * width);
-        for (int k = 0; k < 3; ++k) {
-            const size_t axis = axes + k - 3;  // wraps for the plane axis of a 2-D field, whose size is 1
-            weight[k] = 0;
-            if (size[k] < 2 || voxels == 0) continue;
-            const double count = voxels / static_cast<double>(size[k]) * static_cast<double>(size[k] - 1);
-            weight[k] = 1 / (static_cast<double>(axes) * count * s.spacing[axis] * s.spacing[axis]);
-        }
+        const double n[3] = {double(planes), double(rows), double(width)};
+        const double h[3] = {axes == 3 ? s.spacing[0] : 1, s.spacing[axes - 2], s.spacing[axes - 1]};
+        diffusion_weights(double(fields), n, h, static_cast<int>(axes), weight);
     }
     int64_t all_rows() const { return width > 0 ? fields * planes * rows : 0; }
 };
