@@ -24,7 +24,7 @@ class RefineState:
         mean, square, largest: Adam's first and second moment and, with amsgrad, the latter's maximum so far;
             like the displacement (largest is empty without amsgrad).
         step: number of steps made, int64 (1,).
-        work: (2, 1, C, *spatial), the warped image of an item and the energy's gradient by it.
+        work: (2, 1, C, *spatial), the warped image of an item and the gradient by it; holds nothing between steps.
         window, regularisation, betas, eps, amsgrad: as in :func:`refine`; they stay.
         lr: may be changed between steps.
         backend: who computes.
@@ -167,8 +167,11 @@ def refine_step(state: RefineState) -> Tensor:
     Returns:
         The energy (B,) of every item's displacement before the step, float64.
 
-    Memory beyond the state on the cpu backend: two planes of the displacement a thread, and the slabs of
-    :func:`lncc`'s gradient, all given back.
+    The cuda backend counts the step on the device, so that a CUDA graph can capture the call; the graph keeps the
+    ``lr`` of its capture.
+
+    Memory beyond the state, given back: on the cpu backend two planes of the displacement a thread, and the slabs
+    of :func:`lncc`'s gradient; on cuda, of one item, a copy of the displacement and three images.
     """
     options = (state.window, state.regularisation, state.lr, state.betas, state.eps, state.amsgrad)
     tensors = (
