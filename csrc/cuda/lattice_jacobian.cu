@@ -100,7 +100,7 @@ struct PenaltySlope {
 };
 
 template <class T, int ND, class Slope>
-__global__ void __launch_bounds__(kLatticeThreads, 2)
+__global__ void __launch_bounds__(kLatticeThreads, sizeof(T) == 4 ? 3 : 2)
     jacobian_gradient(const JacobianLattice<T, ND> lattice, const Slope slope, const T* u, T* grad) {
     constexpr int kRows = kTileRows + 2, kPitch = kTileWidth + 2;
     __shared__ T along_y[ND][kRows][kPitch], along_x[ND][kRows][kPitch];
@@ -110,8 +110,8 @@ __global__ void __launch_bounds__(kLatticeThreads, 2)
     const int row = thread / kTileWidth + 1, place = thread % kTileWidth + 1;  // in the tile with its rim
     const T* item = u + column.volume * ND * tiles.voxels;
 
-    // The terms of a voxel, kept in shared memory if its plane is one of the tile's.
-    const auto compute = [&](int plane, int r, int p, bool keep, T(&terms)[ND* ND]) {
+    // The terms of a voxel of the tile or its rim.
+    const auto compute = [&](int plane, int r, int p, T(&terms)[ND* ND]) {
         const int vy = y - row + r, vx = x - place + p;
         if (vy < 0 || vy >= tiles.rows || vx < 0 || vx >= tiles.width) return;
         const int64_t at = (int64_t{1} * plane * tiles.rows + vy) * tiles.width + vx;
@@ -121,13 +121,11 @@ __global__ void __launch_bounds__(kLatticeThreads, 2)
         const T w = slope(column.volume * tiles.voxels + at, map_determinant(j));
 #pragma unroll
         for (int e = 0; e < ND * ND; ++e) terms[e] *= w;
-        if (!keep) return;
-#pragma unroll
-        for (int c = 0; c < ND; ++c) {
-            along_y[c][r][p] = terms[c * ND + ND - 2];
-            along_x[c][r][p] = terms[c * ND + ND - 1];
-        }
     };
+    // A thread of the first ones has a place in the rim as well; its corners are not needed.
+    const int side = thread - 2 * kTileWidth;
+    const int rim_row = side >= 0 ? side % kTileRows + 1 : thread < kTileWidth ? 0 : kRows - 1;
+    const int rim_place = side < 0 ? place : side < kTileRows ? 0 : kPitch - 1;
     const auto store = [&](int plane, const T(&sum)[ND]) {
         const int64_t at = (int64_t{1} * plane * tiles.rows + y) * tiles.width + x;
 #pragma unroll
@@ -139,15 +137,21 @@ __global__ void __launch_bounds__(kLatticeThreads, 2)
 #pragma unroll 1
     for (int plane = first; plane <= last; ++plane) {
         const bool own = plane >= column.z0 && plane < column.z1;
-        T terms[ND * ND] = {};
+        T along_z[ND] = {};
         if (plane >= 0 && plane < tiles.planes) {
-            compute(plane, row, place, own, terms);
-            if (own && thread < 2 * kTileWidth + 2 * kTileRows) {  // the rim; its corners are not needed
-                const int side = thread - 2 * kTileWidth;
-                const int r = side >= 0 ? side % kTileRows + 1 : thread < kTileWidth ? 0 : kRows - 1;
-                const int p = side < 0 ? place : side < kTileRows ? 0 : kPitch - 1;
-                T rim[ND * ND];
-                compute(plane, r, p, true, rim);
+            const int places = own && thread < 2 * kTileWidth + 2 * kTileRows ? 2 : 1;
+#pragma unroll 1
+            for (int k = 0; k < places; ++k) {
+                const int r = k ? rim_row : row, p = k ? rim_place : place;
+                T terms[ND * ND] = {};
+                compute(plane, r, p, terms);
+#pragma unroll
+                for (int c = 0; c < ND; ++c) {
+                    if (k == 0) along_z[c] = terms[c * ND];
+                    if (!own) continue;
+                    along_y[c][r][p] = terms[c * ND + ND - 2];
+                    along_x[c][r][p] = terms[c * ND + ND - 1];
+                }
             }
         }
         __syncthreads();
@@ -155,7 +159,7 @@ __global__ void __launch_bounds__(kLatticeThreads, 2)
             if (ND == 3 && plane > column.z0) {
                 const T w = lattice.z.weight(plane, plane - 1);
 #pragma unroll
-                for (int c = 0; c < ND; ++c) sum[c] += weighted(w, terms[c * ND]);
+                for (int c = 0; c < ND; ++c) sum[c] += weighted(w, along_z[c]);
                 store(plane - 1, sum);
             }
             if (own) {
@@ -170,13 +174,13 @@ __global__ void __launch_bounds__(kLatticeThreads, 2)
                              weighted(xb, along_x[c][row][place + 1]);
                     sum[c] += weighted(ya, along_y[c][row - 1][place]) +
                               weighted(ys, along_y[c][row][place]) + weighted(yb, along_y[c][row + 1][place]);
-                    if (ND == 3) sum[c] += weighted(za, before[c]) + weighted(zs, terms[c * ND]);
+                    if (ND == 3) sum[c] += weighted(za, before[c]) + weighted(zs, along_z[c]);
                 }
                 if (ND == 2) store(plane, sum);
             }
         }
 #pragma unroll
-        for (int c = 0; c < ND; ++c) before[c] = terms[c * ND];
+        for (int c = 0; c < ND; ++c) before[c] = along_z[c];
         __syncthreads();
     }
 }
