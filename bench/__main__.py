@@ -30,6 +30,9 @@ def main(
     quick: Annotated[bool, typer.Option(help="Small volumes, few rounds.")] = False,
     only: Annotated[str, typer.Option("--filter", help="Only ops whose name contains this.")] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0, ...")] = "cpu",
+    seconds: Annotated[
+        float, typer.Option(help="Time for the rounds of one case; three are made at least.")
+    ] = 60,
     out: Annotated[Path | None, typer.Option(help="Write one row a measurement to this .csv file.")] = None,
 ) -> None:
     """Measure every kernel: error against float64, time, memory beyond inputs, and the floor of bytes or products."""
@@ -46,7 +49,9 @@ def main(
         if only not in module:
             continue
         for case in importlib.import_module(f"{suite.__name__}.{module}").cases(target, quick):
-            found = measure(case, target, rounds=5 if quick else 15, budget=5 if quick else 60)
+            found = measure(
+                case, target, rounds=5 if quick else 15, budget=min(seconds, 5 if quick else seconds)
+            )
             floor = max(case.floor_bytes / speed, case.flops / rate)
             show(console, case, found, floor)
             rows += [row(case, one, floor, name) for one in found]

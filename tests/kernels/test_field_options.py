@@ -200,7 +200,7 @@ def test_float32(on: On, name: str) -> None:
 
 
 @pytest.mark.parametrize("on", serving("field_jet", "cpu"))
-@pytest.mark.parametrize("name", ["smoothstep silu latents", "odd features 2-D", "gated", "gated flow"])
+@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.activation != "relu"])
 def test_gradcheck(on: On, name: str) -> None:
     spec = SPECS[name]
     x, params, latents = inputs(spec, 3)
@@ -212,6 +212,36 @@ def test_gradcheck(on: On, name: str) -> None:
 
     tensors = [leaf(0.9 * x / 1.1), *map(leaf, params), *map(leaf, latents.values())]
     assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
+
+
+def losses_of_a_fit(on: On) -> list[float]:
+    """60 steps of Adam on a known warp and the size of its Jacobian."""
+    spec = FieldSpec(2, HashGrid(3, 2, 3, 9, 6), (16,), 2, "tanh")
+    random = torch.Generator().manual_seed(0)
+    params = [
+        leaf(0.3 * torch.randn(shape, generator=random, dtype=torch.float64))
+        for shape in spec.parameter_shapes()
+    ]
+    x = 2 * torch.rand(256, 2, generator=random, dtype=torch.float64) - 1
+    target = 0.1 * torch.stack([torch.sin(2 * x[:, 0]), x[:, 0] * x[:, 1]], 1)
+    optimiser = torch.optim.Adam(params, lr=0.02)
+    losses = []
+    for _ in range(60):
+        optimiser.zero_grad()
+        u, jacobian = on(field_jet, x, params, spec)
+        loss = (u - target).square().mean() + 1e-3 * jacobian.square().mean()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss))
+    return losses
+
+
+@pytest.mark.parametrize("on", serving("field_jet", "cpu", "cuda", "triton"))
+def test_a_small_fit_converges_alike(on: On) -> None:
+    losses, expected = losses_of_a_fit(on), losses_of_a_fit(REFERENCE)
+    assert expected[-1] < 0.05 * expected[0]
+    # in float64 the backends differ by rounding, which 60 steps do not make much of
+    assert max(abs(a - b) for a, b in zip(losses, expected, strict=True)) < 1e-9 * expected[0]
 
 
 @pytest.mark.parametrize("on", JET)
