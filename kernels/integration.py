@@ -78,13 +78,14 @@ def _start(v: Tensor, steps: int, scheme: str) -> Tensor:
 
 def _read(field: Tensor, at: Tensor, backend: str) -> Tensor:
     """field(x + at), the border's values outside."""
-    return registry.implementation("warp_forward", backend)(field, at, None, "bilinear", "border")
+    run = registry.implementation("sample_forward", backend)
+    return run(field, at, None, False, "bilinear", "border", True, False)[0]
 
 
 def _read_adjoint(grad: Tensor, field: Tensor, at: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     """Gradients by the field and by the place."""
-    run = registry.implementation("warp_backward", backend)
-    return run(grad, field, at, None, "bilinear", "border", True, True, False)[:2]
+    run = registry.implementation("sample_backward", backend)
+    return run(grad, field, at, None, None, False, "bilinear", "border", True, True, True, False)[:2]
 
 
 def _step(u: Tensor, v: Tensor, steps: int, scheme: str, backend: str) -> Tensor:

@@ -232,7 +232,7 @@ def losses_of_a_fit(on: On) -> list[float]:
         loss = (u - target).square().mean() + 1e-3 * jacobian.square().mean()
         loss.backward()
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return losses
 
 
