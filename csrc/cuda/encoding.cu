@@ -3,8 +3,8 @@
 // other, so that its table stays in the cache.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
+#include "cuda/fixed_point.h"
 #include "cuda/grid.h"
 #include "cuda/launch.h"
 
@@ -32,45 +32,15 @@ __global__ void __launch_bounds__(kThreads)
     gather_level<T, N, 1>(grid, grid.levels[level], table, at, [&](int f, int, T value) { out[f] = value; });
 }
 
-// What a level's sums are made of: floats, or multiples of a power of two in 64 bits.
-template <class T, bool fixed>
-struct Sums;
-
-template <class T>
-struct Sums<T, false> {
-    using Type = T;
-    __device__ Sums(const Grid&, int64_t, int, const uint64_t*) {}
-    __device__ T of(T value) const { return value; }
-};
-
-template <class T>
-struct Sums<T, true> {
-    using Type = unsigned long long;  // wraps, so it carries signed sums as well
-    double scale, unscale;
-
-    // A point's weights add up to 1, and along an axis the slopes' magnitudes to at most 2 * 1.5 (vertices -
-    // 1) / 2.
-    __device__ Sums(const Grid& grid, int64_t n, int rows, const uint64_t* largest) {
-        double slope = 0;
-        for (int level = 0; rows > 1 && level < grid.count; ++level)
-            for (int d = 0; d < grid.ndim; ++d) {
-                const double here = 1.5 * (grid.levels[level].size[d] - 1);
-                slope = here > slope ? here : slope;
-            }
-        double most;
-        const uint64_t bits = *largest;
-        memcpy(&most, &bits, sizeof most);
-        int exponent = 0;
-        std::frexp(most * (1 + grid.ndim * slope) * static_cast<double>(n), &exponent);
-        const bool finite = most <= 1e300;
-        scale = finite ? std::ldexp(1.0, 61 - exponent) : 0;
-        unscale = finite ? std::ldexp(1.0, exponent - 61) : most - most;  // NaN
-        if (scale > 1e300) scale = unscale = 1;                           // all zeros, or as good as
-    }
-    __device__ Type of(T value) const {
-        return scale == 0 ? 0 : static_cast<Type>(static_cast<long long>(std::rint(scale * value)));
-    }
-};
+// How much larger than the largest gradient the sum of n points' largest possible contributions may be. A
+// point's weights add up to 1, and along an axis the slopes' magnitudes to at most 2 * 1.5 (vertices - 1)
+// / 2.
+double terms_of(const Grid& grid, int64_t n, int rows) {
+    double slope = 0;
+    for (int level = 0; rows > 1 && level < grid.count; ++level)
+        for (int d = 0; d < grid.ndim; ++d) slope = std::max(slope, 1.5 * (grid.levels[level].size[d] - 1));
+    return (1 + grid.ndim * slope) * static_cast<double>(n);
+}
 
 template <class T>
 __device__ __forceinline__ void add(T* at, T value) {
@@ -132,13 +102,14 @@ __device__ __forceinline__ void scatter_point(const Grid& grid, int level, const
 template <class T, int N, bool fixed>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 2 : 1)
     scatter(const Grid grid, int first, bool coarse, int64_t blocks, int64_t n, const T* x,
-            const Upstream<T> grad, typename Sums<T, fixed>::Type* to, const uint64_t* largest) {
+            const Upstream<T> grad, typename Sums<T, fixed>::Type* to, double terms,
+            const uint64_t* largest) {
     NR_DYNAMIC_SHARED(memory);
     using Type = typename Sums<T, fixed>::Type;
     const int level = first + static_cast<int>(blockIdx.x / blocks);
     const int64_t begin = (blockIdx.x % blocks) * kPointsPerBlock;
     const int64_t end = begin + kPointsPerBlock < n ? begin + kPointsPerBlock : n;
-    const Sums<T, fixed> sums(grid, n, grad.rows, largest);
+    const Sums<T, fixed> sums(terms, largest);
     if (!coarse) {
         const bool pairs = in_pairs(grid);
         for (int64_t p = begin + threadIdx.x; p < end; p += kThreads)
@@ -166,36 +137,16 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 2 : 1)
     }
 }
 
-// The largest magnitude, as the bits of a double, whose order is that of integers; infinite where there is a
-// NaN.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     find_largest(int64_t n, int features, const Upstream<T> grad, uint64_t* largest) {
-    double most = 0;
+    Largest found;
     for (int64_t p = int64_t{blockIdx.x} * kThreads + threadIdx.x; p < n; p += int64_t{gridDim.x} * kThreads)
         for (int j = 0; j < grad.rows; ++j)
-            for (int f = 0; f < features; ++f) {
-                const double size = std::fabs(
-                    static_cast<double>(grad.data[j * grad.row + f * grad.feature + p * grad.point]));
-                most = size <= most ? most : size;
-                if (!(size <= 1e300)) most = HUGE_VAL;
-            }
-    uint64_t bits;
-    memcpy(&bits, &most, sizeof bits);
-    atomicMax(reinterpret_cast<unsigned long long*>(largest), static_cast<unsigned long long>(bits));
-}
-
-__global__ void clear_largest(uint64_t* largest) { *largest = 0; }
-
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    add_fixed(const Grid grid, int64_t n, int rows, unsigned long long* sums, const uint64_t* largest,
-              T* grad_table) {
-    const Sums<T, true> scaled(grid, n, rows, largest);
-    const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-    if (i >= grid.entries * grid.features) return;
-    grad_table[i] += static_cast<T>(static_cast<double>(static_cast<long long>(sums[i])) * scaled.unscale);
-    sums[i] = 0;
+            for (int f = 0; f < features; ++f)
+                found.see(std::fabs(
+                    static_cast<double>(grad.data[j * grad.row + f * grad.feature + p * grad.point])));
+    found.tell(largest);
 }
 
 template <class T, int N>
@@ -232,7 +183,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <class T, int N, bool fixed>
 void run_scatter(const Grid& grid, int64_t n, const T* x, const Upstream<T>& grad,
-                 typename Sums<T, fixed>::Type* to, const uint64_t* largest, cudaStream_t stream) {
+                 typename Sums<T, fixed>::Type* to, double terms, const uint64_t* largest,
+                 cudaStream_t stream) {
     const size_t item = sizeof(typename Sums<T, fixed>::Type) * grid.features;
     int coarse = 0;
     size_t shared = 0;
@@ -243,9 +195,9 @@ void run_scatter(const Grid& grid, int64_t n, const T* x, const Upstream<T>& gra
     }
     const int64_t blocks = blocks_for(n, kPointsPerBlock);
     launch(scatter<T, N, fixed>, blocks * coarse, kThreads, shared, stream, grid, 0, true, blocks, n, x, grad,
-           to, largest);
+           to, terms, largest);
     launch(scatter<T, N, fixed>, blocks * (grid.count - coarse), kThreads, 0, stream, grid, coarse, false,
-           blocks, n, x, grad, to, largest);
+           blocks, n, x, grad, to, terms, largest);
 }
 
 }  // namespace
@@ -304,17 +256,19 @@ void grid_scatter(const Grid& grid, int64_t n, const T* x, const Upstream<T>& gr
     const auto stream = static_cast<cudaStream_t>(where.stream);
     if (fixed_point == nullptr) {
         const auto run = grid.ndim == 3 ? run_scatter<T, 3, false> : run_scatter<T, 2, false>;
-        run(grid, n, x, grad, grad_table, nullptr, stream);
+        run(grid, n, x, grad, grad_table, 0, nullptr, stream);
         return;
     }
     auto* sums = reinterpret_cast<unsigned long long*>(fixed_point);
-    launch(clear_largest, 1, 1, 0, stream, largest);
+    launch(clear_largest<uint64_t>, 1, 1, 0, stream, largest);
     launch(find_largest<T>, std::min<int64_t>(blocks_for(n, kThreads), 1024), kThreads, 0, stream, n,
            grid.count * grid.features, grad, largest);
     const auto run = grid.ndim == 3 ? run_scatter<T, 3, true> : run_scatter<T, 2, true>;
-    run(grid, n, x, grad, sums, largest, stream);
-    launch(add_fixed<T>, blocks_for(grid.entries * grid.features, kThreads), kThreads, 0, stream, grid, n,
-           grad.rows, sums, largest, grad_table);
+    const double terms = terms_of(grid, n, grad.rows);
+    run(grid, n, x, grad, sums, terms, largest, stream);
+    const int64_t count = grid.entries * grid.features;
+    launch(add_fixed<T>, blocks_for(count, kThreads), kThreads, 0, stream, count, terms, sums, largest,
+           grad_table);
 }
 
 template <class T>
