@@ -1,6 +1,7 @@
 // Label images: the nearest voxel's label, or an interpolated vote. Labels are compared and copied, never
 // computed with.
 #include "cpu/sampling_cells.h"
+#include "math/vote.h"
 
 namespace nr {
 
@@ -24,22 +25,6 @@ void corners(const ImageAxes<ND>& axes, const Cells<T, ND>& cells, int i, const 
         label[j] = inside ? image[at] : Label(0);
         weight[j] = product;
     }
-}
-
-// The label with the largest sum of weights, the smallest of several.
-template <class Label, int N>
-Label vote(const Label (&label)[N], const double (&weight)[N]) {
-    Label best = label[0];
-    double most = -1;
-    for (int j = 0; j < N; ++j) {
-        double sum = 0;
-        for (int other = 0; other < N; ++other) sum += label[other] == label[j] ? weight[other] : 0.0;
-        if (sum > most || (sum == most && label[j] < best)) {
-            best = label[j];
-            most = sum;
-        }
-    }
-    return best;
 }
 
 template <class Label, class T, int ND>
