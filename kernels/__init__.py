@@ -16,6 +16,7 @@ from .backends import (  # noqa: F401 (register the backends' kernels)
     cuda_field,
     cuda_lattice,
     cuda_refine,
+    cuda_sampling,
     triton_ops,
 )
 from .backends.registry import BackendError, backends, use_backend

@@ -11,5 +11,6 @@ inline gpu::Where place(int device, Address stream) { return {device, pointer<vo
 void bind_cuda_encoding(py::module_& m);
 void bind_cuda_field(py::module_& m);
 void bind_cuda_lattice(py::module_& m);
+void bind_cuda_sampling(py::module_& m);
 
 }  // namespace nr

@@ -86,6 +86,7 @@ PYBIND11_MODULE(NR_MODULE_NAME, m) {
     nr::bind_cuda_encoding(m);
     nr::bind_cuda_field(m);
     nr::bind_cuda_lattice(m);
+    nr::bind_cuda_sampling(m);
     nr::bind_windows<float>(m, "_f32");
     nr::bind_windows<double>(m, "_f64");
 }
