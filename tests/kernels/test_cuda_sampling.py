@@ -115,6 +115,7 @@ def test_what_every_backend_does(check: Callable[[On], None]) -> None:
     [
         *[(first.test_nearest_rounds_ties_to_even, (p, torch.float32)) for p in PADDINGS],
         *[(first.test_gradient_is_there_where_it_is_zero, (p,)) for p in PADDINGS],
+        *[(second.test_nearest_gradgradcheck, (p,)) for p in PADDINGS],
         *[(first.test_gradient_to_one_input_only, (wanted,)) for wanted in ("image", "displacement")],
         *[(first.test_empty_batch, (ndim,)) for ndim in (2, 3)],
         *[(labels.test_strides_empty_batches_and_wild_coordinates, (m,)) for m in ("nearest", "label")],
@@ -132,7 +133,6 @@ def test_second_derivatives(padding_mode: str, sizes: list[int]) -> None:
     for align_corners in (False, True):
         if 1 not in sizes:
             second.test_grid_sample_gradgradcheck(CUDA, padding_mode, align_corners, len(sizes))
-    second.test_nearest_gradgradcheck(CUDA, padding_mode)
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2)])
