@@ -45,13 +45,14 @@ def grid_sample(
     Returns:
         (B, C, *out) in the dtype of ``input``. Differentiable twice in input and grid, without limit with
         backend="reference". Half types are computed in float32 and rounded once; a half image is read as it
-        is. Results do not depend on the number of threads, the gradient of the input included.
+        is. Results do not depend on the number of threads, the gradient of the input included; only on CUDA its
+        sums depend on the order in which they come, unless torch's deterministic algorithms are on.
 
     Memory beyond inputs and outputs: copies of inputs that are not contiguous; results and gradients of half
     inputs once in float32, and for second derivatives the inputs too; a few kilobytes a thread. Where only the
     grid wants a gradient and C is 1, the forward pass keeps the derivative for the backward pass: as much as the
     grid. For the gradient of the input one private buffer a thread, as large as the slices along the first axis
-    that a sixteenth of the points reaches.
+    that a sixteenth of the points reaches; on CUDA none, or with deterministic algorithms 8 bytes an element.
 
     Raises:
         ValueError: a shape, dtype or option does not fit.
@@ -102,7 +103,7 @@ def warp(
     Returns:
         (B, C, *out) in the image's dtype. Differentiable twice in image, displacement and affine, without limit
         with backend="reference". Half types are computed in float32 and rounded once; a half image is read as
-        it is. Results do not depend on the number of threads.
+        it is. Results do not depend on the number of threads; on CUDA as for :func:`grid_sample`.
 
     Equal to ``grid_sample(..., align_corners=True)`` of the normalised positions (Jaderberg et al. 2015,
     Spatial transformer networks; the displacement convention is VoxelMorph's).
@@ -110,7 +111,8 @@ def warp(
     Memory beyond inputs and outputs: copies of inputs that are not contiguous; results and gradients of half
     inputs once in float32, and for second derivatives the inputs too; a few kilobytes a thread. The backward
     pass reads the image again: nothing but the inputs is kept for it. For the gradient of the image one private
-    buffer a thread, as large as the image slices along the first axis that a sixteenth of the output reaches.
+    buffer a thread, as large as the image slices along the first axis that a sixteenth of the output reaches; on
+    CUDA none, or with deterministic algorithms 8 bytes an element.
 
     Raises:
         ValueError: a shape, dtype or option does not fit.
