@@ -41,7 +41,7 @@ struct Results {
 };
 
 template <class S, class T, int ND, bool jet, bool to_affine>
-__global__ void __launch_bounds__(kSampleThreads, to_affine ? 1 : jet ? 2 : kSampleBlocks<T>)
+__global__ void __launch_bounds__(kSampleThreads, kSampleBlocks<T> - (jet || to_affine))
     coordinates_backward(const Source<T, ND> source, int64_t blocks, int64_t share,
                          const Results<T, ND, jet> results, const S* image, T* grad_coordinates,
                          double* partial) {

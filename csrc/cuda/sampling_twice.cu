@@ -58,7 +58,7 @@ struct Tangents {
 };
 
 template <class T, int ND, bool to_affine>
-__global__ void __launch_bounds__(kSampleThreads, to_affine ? 1 : kSampleBlocks<T>)
+__global__ void __launch_bounds__(kSampleThreads, kSampleBlocks<T> - to_affine)
     points_twice(const Source<T, ND> source, int64_t blocks, int64_t share, const SampleTangent<T> tangent,
                  const T* grad_out, const T* image, T* grad_grad_out, T* grad_coordinates, double* partial) {
     const int64_t b = blockIdx.x / blocks, begin = (blockIdx.x - b * blocks) * share;
