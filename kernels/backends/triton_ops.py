@@ -29,3 +29,20 @@ for _public, _module in _MODULES.items():
     for _step in ("", "_forward", "_backward"):
         _op = _later(_module, _public + (_step or "_forward"))
         registry.register(_public + _step, "triton", _op, verified=False)
+
+# Ops that a module has beside the public functions that they serve; a public name stands for its forward op.
+_SAMPLING = {
+    "triton_sampling": (
+        *("sample_forward", "sample_backward"),
+        *("warp_with_gradient_forward", "warp_with_gradient_backward"),
+    ),
+    "triton_sampling_labels": ("labels_forward",),
+}
+for _module, _names in _SAMPLING.items():
+    for _name in _names:
+        registry.register(_name, "triton", _later(_module, _name), verified=False)
+for _public in ("grid_sample", "warp"):
+    registry.register(_public, "triton", _later("triton_sampling", "sample_forward"), verified=False)
+registry.register(
+    "warp_with_gradient", "triton", _later("triton_sampling", "warp_with_gradient_forward"), verified=False
+)
