@@ -46,3 +46,11 @@ for _public in ("grid_sample", "warp"):
 registry.register(
     "warp_with_gradient", "triton", _later("triton_sampling", "warp_with_gradient_forward"), verified=False
 )
+
+for _public in (
+    *("jacobian_determinant", "jacobian_loss", "jacobian_penalty"),
+    *("diffusion_loss", "bending_loss"),
+):
+    for _step in ("", "_forward", "_backward"):
+        _op = _later("triton_lattice", _public + (_step or "_forward"))
+        registry.register(_public + _step, "triton", _op, verified=False)
