@@ -54,3 +54,6 @@ for _public in (
     for _step in ("", "_forward", "_backward"):
         _op = _later("triton_lattice", _public + (_step or "_forward"))
         registry.register(_public + _step, "triton", _op, verified=False)
+
+registry.register("refine", "triton", _later("triton_refine", "refine_step"), verified=False)
+registry.register("table_adam", "triton", _later("triton_adam", "table_adam"), verified=False)

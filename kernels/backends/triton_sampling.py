@@ -68,7 +68,7 @@ def points_of(coordinates: Tensor, normalised: bool) -> torch.Size:
     return coordinates.shape[1:-1] if normalised else coordinates.shape[2:]
 
 
-def _sample(
+def fill_samples(
     image: Tensor,
     coordinates: Tensor,
     affine: Tensor | None,
@@ -110,7 +110,7 @@ def sample_forward(
     kept = coordinates.shape if save else (0,)
     saved = torch.empty(kept, dtype=computed_in(image, coordinates), device=image.device)
     options = (normalised, mode, padding_mode, align_corners)
-    _sample(image, coordinates, affine, *options, out, saved if save else None)
+    fill_samples(image, coordinates, affine, *options, out, saved if save else None)
     return out, saved
 
 
@@ -225,7 +225,7 @@ def warp_with_gradient_forward(
 ) -> tuple[Tensor, Tensor]:
     out = image.new_empty([*image.shape[:2], *displacement.shape[2:]])
     gradient = image.new_empty([*image.shape[:2], *displacement.shape[1:]])
-    _sample(image, displacement, affine, False, "bilinear", padding_mode, True, out, gradient)
+    fill_samples(image, displacement, affine, False, "bilinear", padding_mode, True, out, gradient)
     return out, gradient
 
 
