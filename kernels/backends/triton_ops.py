@@ -37,6 +37,7 @@ _SAMPLING = {
         *("warp_with_gradient_forward", "warp_with_gradient_backward"),
     ),
     "triton_sampling_labels": ("labels_forward",),
+    "triton_sampling_twice": ("sample_double_backward",),
 }
 for _module, _names in _SAMPLING.items():
     for _name in _names:

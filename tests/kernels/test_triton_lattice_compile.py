@@ -86,6 +86,18 @@ def test_sampling(compiled: dict[str, Any], dtype: torch.dtype, sizes: list[int]
     triton_sampling.sample_backward(value, image, grid, None, None, True, "nearest", "border", True, *wants)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_second_derivatives(compiled: dict[str, Any], dtype: torch.dtype) -> None:
+    from neuralreg.kernels.backends import triton_sampling_twice
+
+    image, u, affine = (
+        torch.zeros(shape, dtype=dtype) for shape in ((1, 1, 4, 5, 6), (1, 3, 4, 5, 6), (1, 3, 4))
+    )
+    options, wants = (False, "bilinear", "reflection", True), (True, True, True, True)
+    triton_sampling_twice.sample_double_backward(image, u, affine, image, image, u, affine, *options, *wants)
+    built(compiled, "sample_twice_kernel")
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32], ids=str)
 def test_labels(compiled: dict[str, Any], dtype: torch.dtype) -> None:
     from neuralreg.kernels.backends import triton_sampling_labels

@@ -215,3 +215,46 @@ def test_strides_and_nothing(on: On) -> None:
         results = with_gradients(on, warp, [i, w])
         assert [r.shape for r in results] == [(*i.shape[:2], *w.shape[2:]), i.shape, w.shape]
         assert all(torch.count_nonzero(r) == 0 for r in results)
+
+
+@pytest.mark.parametrize("on", ON)
+@pytest.mark.parametrize(
+    ("padding_mode", "affine", "mode", "sizes"),
+    [
+        ("zeros", True, "bilinear", [4, 3, 5]),
+        ("reflection", False, "bilinear", [5, 4]),
+        ("border", True, "bilinear", [5, 4]),
+        ("border", False, "nearest", [5, 4]),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("small_blocks")
+def test_second_derivatives(on: On, padding_mode: str, affine: bool, mode: str, sizes: list[int]) -> None:
+    found = []
+    inputs = problem(sizes, 2, affine)
+    wanted = inputs if mode == "bilinear" else inputs[:1]
+    for chosen in (on, REFERENCE):
+        matrix = inputs[2] if affine else None
+        value = chosen(warp, *inputs[:2], matrix, mode, padding_mode)
+        weights = torch.linspace(-1, 2, value.numel(), dtype=value.dtype).view_as(value)
+        grads = torch.autograd.grad((value.square() * weights).sum(), wanted, create_graph=True)
+        total = sum((g * torch.linspace(1, 2, g.numel(), dtype=g.dtype).view_as(g)).sum() for g in grads)
+        found.append(torch.autograd.grad(total, wanted))
+    for one, other in zip(*found, strict=True):
+        assert_near(one, other, 1e-10)
+
+
+@pytest.mark.parametrize("on", ON)
+@pytest.mark.usefixtures("deterministic")
+def test_second_derivatives_of_grid_sample_by_whole_numbers(on: On) -> None:
+    image = torch.rand(1, 2, 5, 4, dtype=torch.float64)
+    grid = normalised(off_lattice([1, 3, 6], [5, 4], 2), [5, 4], False)
+    found = []
+    for chosen in (on, on, REFERENCE):
+        i, g = leaf(image), leaf(grid)
+        value = chosen(grid_sample, i, g, "bilinear", "reflection", False)
+        (slope,) = torch.autograd.grad(value.pow(3).sum(), g, create_graph=True)
+        found.append(torch.autograd.grad(slope.square().sum(), (i, g)))
+    for one, again, other in zip(*found, strict=True):
+        assert torch.equal(one, again)
+        assert_relative(one, other, 1e-10)
