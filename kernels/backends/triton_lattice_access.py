@@ -13,7 +13,7 @@ from torch import Tensor
 from . import registry
 
 # Elements of a tile. The interpreter pays by the program, not by the element.
-TILE = 16384 if registry.interpreted else 256
+TILE = 16384 if registry.interpreted else 128
 
 
 def computed_in(*tensors: Tensor) -> torch.dtype:

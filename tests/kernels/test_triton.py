@@ -25,6 +25,8 @@ FILES = [
     (("triton_lncc", "triton_ssim", "triton_ops"), 35),
     (("encoding",), 40),
     (("triton_encoding", "triton_field"), 60),
+    (("triton_sampling",), 33),
+    (("triton_lattice", "triton_refine"), 39),
 ]
 
 
@@ -40,7 +42,7 @@ def interpreted(*command: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.skipif(registry.interpreted, reason="this process runs them itself")
-@pytest.mark.parametrize(("files", "least"), FILES, ids=["shared", "own", "encodings", "field"])
+@pytest.mark.parametrize(("files", "least"), FILES, ids=[files[0] for files, _ in FILES])
 def test_in_the_interpreter(files: tuple[str, ...], least: int) -> None:
     paths = [f"tests/kernels/test_{file}.py" for file in files]
     options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", CHOSEN]
