@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 from pathlib import Path
@@ -23,6 +24,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    # A function's repr names its address, which differs between xdist's workers: they must collect the same names.
+    return val.__name__ if inspect.isroutine(val) else None
 
 
 @pytest.fixture(autouse=True)

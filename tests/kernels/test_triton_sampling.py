@@ -154,7 +154,6 @@ def test_labels_in_blocks(on: On, mode: str, sizes: list[int]) -> None:
         (warp_with_gradient, torch.float64, True),
         (warp_with_gradient, torch.float32, False),
     ],
-    ids=str,
 )
 @pytest.mark.usefixtures("small_blocks", "deterministic")
 def test_whole_numbers_are_summed_in_deterministic_mode(
