@@ -147,7 +147,8 @@ def field(
     Returns:
         (N, spec.out). Differentiable once in x, every parameter and both latents.
 
-    Memory beyond inputs and outputs, cpu backend: the activations of at most 96 points a thread; in the backward also
+    Memory beyond inputs and outputs, cpu backend: the activations of at most 96 points a thread and, for grids, 2^20
+    numbers of encoded points a thread; in the backward also
     a copy of the layers' weights a thread and, for grids and latent volumes, the encoding's gradient of at most 49,152
     points (evaluations, of a flow). Nothing of size N x width is kept between forward and backward: the backward
     recomputes, a flow step by step.

@@ -2,8 +2,11 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <new>
 #include <vector>
+
+#include "cpu/memory.h"
 
 namespace nr {
 
@@ -16,7 +19,11 @@ struct LineAllocator {
     template <class U>
     LineAllocator(const LineAllocator<U>&) {}
 
-    T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
+    T* allocate(std::size_t n) {
+        T* p = static_cast<T*>(::operator new(n * sizeof(T), kLine));
+        expect_writes(p, static_cast<int64_t>(n));
+        return p;
+    }
     void deallocate(T* p, std::size_t) { ::operator delete(p, kLine); }
 
     template <class U>

@@ -121,7 +121,7 @@ private:
     const FieldPlan<T>& plan_;
     int channels_, threads_;
     std::vector<Target<T>> targets_;
-    std::vector<T> table_, volume_, places_;
+    AlignedVector<T> table_, volume_, places_;
 };
 
 // The caller's gradients by what they belong to; null where not wanted.

@@ -11,6 +11,9 @@
 
 namespace nr {
 
+// Numbers of encoded input that a thread holds at once.
+constexpr int64_t kEncoded = 1 << 20;
+
 // What all threads share in one call.
 template <class T>
 struct FieldPlan {
@@ -34,8 +37,12 @@ struct FieldPlan {
         // The activations of a block and one layer's weights share the second cache.
         const int widest = *std::max_element(shape.widths.begin(), shape.widths.end());
         capacity = (widest > 128 ? kGridBlock / 2 : kGridBlock) / (jet ? 2 : 1);
-        // Many blocks where a level's entries are worth keeping in the cache; a flow asks block by block.
-        encoded_at_once = shape.encoding == Encoding::kGrid && !shape.steps ? capacity * 16 : capacity;
+        // Many blocks where a level's entries are worth keeping in the cache: the more points a level serves
+        // in one go, the less often it is fetched. A flow asks block by block.
+        const int64_t row = (1 + tangents) * row_stride<T>(shape.inputs());
+        encoded_at_once = capacity;
+        if (shape.encoding == Encoding::kGrid && !shape.steps)
+            encoded_at_once *= std::max<int64_t>(1, kEncoded / (row * capacity));
     }
 };
 

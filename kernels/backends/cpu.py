@@ -28,15 +28,15 @@ def address(tensor: Tensor | None) -> int:
 
 def wanted(like: Tensor, want: bool) -> Tensor | None:
     """A gradient buffer shaped like ``like``, zeroed, or None where the gradient is not wanted."""
-    return torch.zeros_like(like, memory_format=torch.contiguous_format) if want else None
+    return output(like.shape, like.dtype, zeros=True) if want else None
 
 
 def output(shape: Sequence[int], dtype: torch.dtype, zeros: bool = False) -> Tensor:
     """A new tensor, on large pages where the system has them: writing to fresh small ones costs a fault each."""
-    tensor = (torch.zeros if zeros else torch.empty)(*shape, dtype=dtype)
+    tensor = torch.empty(*shape, dtype=dtype)
     if tensor.nbytes >= LARGE:
         native.load_cpu().expect_writes(address(tensor), tensor.nbytes)
-    return tensor
+    return tensor.zero_() if zeros else tensor
 
 
 def threads() -> int:
