@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from neuralreg import kernels
 
@@ -17,39 +19,63 @@ def similarity(
     *,
     mask: Tensor | None = None,
     window: int = 9,
+    padding: str = "same",
+    dropout: float = 0.0,
 ) -> Tensor:
     """One of SIMILARITIES between images (B, C, *spatial); ``mask`` (B, 1, *spatial) chooses what counts.
 
-    ``window``: edge of LNCC's boxes and of SSIM's Gaussian windows. Differences (mse, l1) have their sign turned, so
-    that larger is more alike throughout.
+    ``window``: edge of LNCC's boxes and of SSIM's Gaussian windows, ``padding`` as there. ``dropout`` is the share of
+    the windows (or of the voxels, where there are none) that is left out of the mean at random: NIR's intensity
+    sampling; "ncc" is no mean and takes none. Differences (mse, l1) have their sign turned, so that larger is more
+    alike throughout.
+
+    Raises:
+        ValueError: an unknown name, or dropout with "ncc".
     """
-    if name == "lncc":
-        return kernels.lncc(fixed, warped, window, mask=mask)
-    if name == "ssim":
-        if mask is None:
-            return kernels.ssim(fixed, warped, window)
-        return mean_over(kernels.ssim(fixed, warped, window, reduction="none"), mask)
     if name not in SIMILARITIES:
         raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {name!r}")
-    return {"ncc": global_ncc, "mse": negative_mse, "l1": negative_l1}[name](fixed, warped, mask)
+    if name == "ncc":
+        if dropout:
+            raise ValueError("similarity ncc is not a mean over voxels: dropout does not apply to it")
+        return global_ncc(fixed, warped, mask)
+    if name == "lncc" and not dropout:
+        return kernels.lncc(fixed, warped, window, mask=mask, padding=padding)
+    if name == "ssim" and not dropout and mask is None:
+        return kernels.ssim(fixed, warped, window, padding=padding)
+    counted = mask
+    if name == "lncc":
+        values = kernels.lncc(fixed, warped, window, mask=mask, padding=padding, reduction="none")
+    elif name == "ssim":
+        values = kernels.ssim(fixed, warped, window, padding=padding, reduction="none")
+    else:
+        difference = fixed - warped
+        values = -(difference.square() if name == "mse" else difference.abs())
+    if mask is not None and name in WINDOWED and padding == "valid":
+        counted = at_centres(mask, window)
+    return mean_over(values, thinned(counted, values, dropout))
 
 
 def mean_over(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of (B, C, *spatial) where the mask (broadcast) is not 0; 0 where it is nowhere."""
+    """Mean of (B, C, *spatial), weighted by a mask that is broadcast; 0 where the mask is nowhere."""
     if mask is None:
         return values.mean()
     weight = mask.to(values.dtype).expand_as(values)
     return (values * weight).sum() / weight.sum().clamp(min=1)
 
 
-def negative_mse(fixed: Tensor, warped: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Minus the mean squared difference."""
-    return -mean_over((fixed - warped).square(), mask)
+def thinned(mask: Tensor | None, values: Tensor, dropout: float) -> Tensor | None:
+    """The mask without a random share of its elements."""
+    if not dropout:
+        return mask
+    kept = torch.empty_like(values).bernoulli_(1 - dropout)
+    return kept if mask is None else kept * mask
 
 
-def negative_l1(fixed: Tensor, warped: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Minus the mean absolute difference."""
-    return -mean_over((fixed - warped).abs(), mask)
+def at_centres(mask: Tensor, window: int) -> Tensor:
+    """A mask (B, C, *spatial) at the centres of the windows that fit, voxel (w - 1) // 2 of each."""
+    for axis in range(2, mask.ndim):
+        mask = mask.narrow(axis, (window - 1) // 2, mask.shape[axis] - window + 1)
+    return mask
 
 
 def global_ncc(fixed: Tensor, warped: Tensor, mask: Tensor | None = None, eps: float = 1e-10) -> Tensor:
@@ -61,3 +87,36 @@ def global_ncc(fixed: Tensor, warped: Tensor, mask: Tensor | None = None, eps: f
     b = warped - mean_over(warped, mask)
     covariance = mean_over(a * b, mask)
     return covariance / (mean_over(a * a, mask) * mean_over(b * b, mask) + eps).sqrt()
+
+
+def zero_rule_lncc(
+    fixed: Tensor, warped: Tensor, window: int, *, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """NIR's LNCC: windows that fit, and differences in the place of windows without content.
+
+    A window in which one of the images (at least 0 everywhere) is all zero says nothing and has an exploding gradient;
+    it leaves the mean, and the voxels under it count by their squared difference instead. ``dropout`` applies to both
+    means.
+    """
+    values = kernels.lncc(fixed, warped, window, mask=mask, padding="valid", zero_rule=True, reduction="none")
+    with torch.no_grad():
+        filled = (largest(fixed, window) > 0) & (largest(warped, window) > 0)
+        empty = functional.pad((~filled).to(fixed.dtype), [window - 1] * (2 * (fixed.ndim - 2)))
+        under_empty = largest(empty, window)
+        counted = filled.to(fixed.dtype)
+        if mask is not None:
+            counted, under_empty = counted * at_centres(mask, window), under_empty * mask
+    difference = (fixed - warped).square()
+    correlation = mean_over(values, thinned(counted, values, dropout))
+    return correlation - mean_over(difference, thinned(under_empty, difference, dropout))
+
+
+def largest(image: Tensor, window: int) -> Tensor:
+    """The largest value in every window that fits, one axis after the other."""
+    ndim = image.ndim - 2
+    pool = functional.max_pool2d if ndim == 2 else functional.max_pool3d
+    for axis in range(ndim):
+        size = [1] * ndim
+        size[axis] = window
+        image = pool(image, size, stride=1)
+    return image

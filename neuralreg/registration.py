@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from neuralreg.errors import InputError
-from neuralreg.fields import Field
 from neuralreg.fit import Progress
 from neuralreg.images import (
     Image,
@@ -57,7 +56,7 @@ class Registration:
     warped: Image
     fixed: Image
     moving: Image
-    field: Field
+    field: torch.nn.Module
     history: list[dict[str, Any]]
     summary: dict[str, Any]
 
@@ -66,7 +65,7 @@ class Registration:
         content = {
             "method": self.summary["method"],
             "options": self.summary["options"],
-            "field": self.field.describe(),
+            "field": self.field.describe(),  # type: ignore[operator]
             "fixed_shape": list(self.transform.fixed.shape),
             "fixed_affine": torch.from_numpy(self.transform.fixed.affine),
             "initial": torch.from_numpy(np.asarray(self.transform.initial)),
@@ -89,7 +88,9 @@ def register(
     quantiles: tuple[float, float] | None = None,
     nan_to: float | None = None,
     iterations: int | None = None,
+    time_budget: float | None = None,
     seed: int = 0,
+    deterministic: bool = False,
     device: str = "auto",
     threads: int | None = None,
     progress: Progress | None = None,
@@ -101,7 +102,7 @@ def register(
         fixed, moving: paths, nibabel or SimpleITK images, tensors or :class:`~neuralreg.images.Image`. Shape, spacing,
             orientation and origin may differ.
         method: "nir".
-        preset: the method's settings by name: "fast" or "paper-displacement".
+        preset: the method's settings by name, as "fast"; a wrong name is answered with the list.
         fixed_mask, moving_mask: images on the grid of their image; windows centred outside are left out of the
             similarity.
         initial_transform: affine from fixed to moving physical points: a path (ITK .tfm or .txt, .mat, 4x4 text; LPS)
@@ -111,7 +112,10 @@ def register(
         quantiles: without a window, the quantiles that become 0 and 1; default (0, 0.999).
         nan_to: value that replaces NaN and infinity in the voxels; None makes them an error.
         iterations: overrides the preset's.
+        time_budget: seconds that the fit may take; where the clock runs ahead of the iterations, its stages and
+            learning rate follow the clock. Reading, evaluating and writing come on top.
         seed: of every random choice.
+        deterministic: let torch use deterministic algorithms alone; on the CPU nothing changes by it.
         device: "auto", "cpu", "cuda", "cuda:0", ...
         threads: CPU threads; None keeps torch's setting.
         progress: called with (iteration, total, loss, stage).
@@ -126,12 +130,16 @@ def register(
         options["iterations"] = iterations
     chosen = resolve(module.PRESETS, preset, options, method)
     target = pick_device(device)
+    if time_budget is not None and not time_budget > 0:
+        raise InputError(f"time_budget must be more than 0 seconds, got {time_budget}")
+    deterministic_before = torch.are_deterministic_algorithms_enabled()
     threads_before = torch.get_num_threads()
     if threads is not None:
         if threads < 1:
             raise InputError(f"threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
     try:
+        torch.use_deterministic_algorithms(deterministic or deterministic_before)
         fixed_image = read_image(fixed, role="fixed image", nan_to=nan_to)
         moving_image = read_image(moving, role="moving image", nan_to=nan_to)
         check_pair(fixed_image.geometry, moving_image.geometry)
@@ -161,7 +169,7 @@ def register(
             None if masks[1] is None else masks[1][None, None].float().to(target),
         )
         del scaled, values
-        field, history = module.fit(pair, chosen, seed=seed, progress=progress)
+        field, history = module.fit(pair, chosen, seed=seed, progress=progress, seconds=time_budget)
         displacement = module.dense_displacement(field, pair.grid, progress).cpu()
         del pair
         transform = Transform(displacement, fixed_image.geometry, moving_image.geometry, initial)
@@ -174,7 +182,9 @@ def register(
             "options": asdict(chosen),
             "seed": seed,
             "parameters": sum(p.numel() for p in field.parameters()),
-            "iterations": chosen.iterations,
+            "iterations": len(history),
+            "time_budget": time_budget,
+            "deterministic": deterministic,
             "similarity": history[-1]["similarity"] if history else None,
             "loss": history[-1]["loss"] if history else None,
             "folds_percent": folds_percent(displacement),
@@ -192,6 +202,7 @@ def register(
         }
     finally:
         torch.set_num_threads(threads_before)
+        torch.use_deterministic_algorithms(deterministic_before)
     return Registration(transform, inverse, warped, fixed_image, moving_image, field, history, summary)
 
 

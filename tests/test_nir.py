@@ -9,12 +9,21 @@ import torch
 
 from neuralreg import kernels
 from neuralreg.errors import InputError, NeuralregError
-from neuralreg.fields import HashMLP, Siren, load_field
+from neuralreg.fields import Composed, HashMLP, Siren, Stretched, load_field
 from neuralreg.fit import minimise
+from neuralreg.kernels.spec import Flow
 from neuralreg.methods import nir
-from neuralreg.methods.nir import PRESETS, Options, dense_displacement, fit, make_stages
+from neuralreg.methods.nir import (
+    PRESETS,
+    Options,
+    dense_displacement,
+    fit,
+    make_field,
+    make_stages,
+)
 from neuralreg.options import resolve
 from neuralreg.pair import Pair
+from neuralreg.samplers import axis_coordinates, lattice_coordinates
 
 SMALL = Options(levels=3, base=3, finest=8, hidden=(16,), iterations=40)
 
@@ -61,10 +70,106 @@ def test_the_papers_field_finds_the_shift_too():
         lncc_window=7,
     )
     field, history = fit(pair, options)
-    assert isinstance(field, Siren)
+    assert field.spec.activation == "sine"
+    assert field.matrix is not None
     error = (dense_displacement(field, pair.grid) - truth).square().sum(0, keepdim=True).sqrt()
     assert inner(error).mean() < 0.5, "of 1.5 voxels"
     assert history[-1]["similarity"] > history[0]["similarity"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampler": "center"},
+        {"sampler": "jitter", "stride": 2},
+        {"sampler": "continuous", "stride": 2, "similarity": "mse", "jacobian_weight": 5.0},
+        {"sampler": "patches", "patch_side": 16},
+        {"sampler": "whole"},
+        {"sampler": "random", "similarity": "ncc", "max_points": 500},
+        {"sampler": "random", "similarity": "mse", "max_points": 700, "jacobian_weight": 5.0},
+        {"sampler": "downsize+patches", "patch_side": 16},
+        {"sampler": "downsize+random", "similarity": "l1", "max_points": 600, "jacobian_weight": 5.0},
+        {"similarity": "ssim", "lncc_window": 7},
+        {"jacobian": "analytic"},
+        {"padding": "valid", "dropout": 0.2},
+        {"padding": "valid", "zero_rule": True, "dropout": 0.2},
+        {"output": "velocity", "flow_steps": 2},
+        {"output": "velocity", "integrator": "squaring", "bounded": False, "flow_time": 1.0},
+        {"encoding": "fourier", "activation": "relu", "lr": 3e-3, "sigma": 1.0},
+        {"encoding": "octaves", "octaves": 4, "lr": 1e-3, "activation": "silu"},
+        {"encoding": "none", "lr": 1e-3, "hidden": (32, 32)},
+        {"hybrid": True, "iterations": 80, "patch_side": 16},
+        {"nir_compat": True},
+    ],
+    ids=lambda changes: ",".join(f"{name}={value}" for name, value in changes.items()),
+)
+def test_every_choice_finds_the_shift(changes):
+    pair, truth = shifted((40, 36))
+    options = replace(SMALL, **({"iterations": 60, "lr": 1e-2, "scales": (2, 1)} | changes))
+    field, history = fit(pair, options)
+    found = dense_displacement(field, pair.grid)
+    error = (found - truth).square().sum(0, keepdim=True).sqrt()
+    assert inner(error).mean() < 0.6, "of 1.5 voxels"
+    assert len(history) == options.iterations
+    loaded = load_field(field.describe())
+    x = torch.rand(9, 2) * 2 - 1
+    assert torch.equal(loaded(x), field(x))
+    u, jacobian = field.jet(x)
+    torch.testing.assert_close(u, field(x), rtol=1e-4, atol=1e-6)
+    assert jacobian.shape == (9, 2, 2)
+
+
+def test_a_squared_velocity_is_the_flow_that_points_follow():
+    """The dense map from squaring and the field's own integration agree where the flow stays inside."""
+    pair, _ = shifted((24, 20, 22))
+    options = replace(SMALL, output="velocity", integrator="squaring", bounded=False, flow_time=1.0)
+    field, _ = fit(pair, options)
+    dense = dense_displacement(field, pair.grid)
+    axes = [axis_coordinates(torch.arange(float(n)), n) for n in pair.grid]
+    half = torch.tensor([(n - 1) / 2 for n in pair.grid])
+    points = (field(lattice_coordinates(axes)) * half).T.reshape(3, *pair.grid)
+    assert inner(dense).abs().max() > 1
+    assert inner((dense - points).abs()).max() < 0.1
+    assert kernels.jacobian_determinant(dense[None]).min() > 0
+
+
+def test_the_second_field_stands_on_the_frozen_first():
+    pair, _ = shifted((40, 36))
+    seen = []
+    options = replace(SMALL, hybrid=True, iterations=30, first_share=1 / 3, patch_side=16)
+    field, history = fit(pair, options, watch=lambda i, f: seen.append((i, type(f).__name__)))
+    assert isinstance(field, Composed)
+    assert not any(p.requires_grad for p in field.inner.parameters())
+    assert seen == [(i + 1, "Field" if i < 10 else "Composed") for i in range(30)]
+    assert [h["iteration"] for h in history] == list(range(30))
+    alone, _ = fit(pair, replace(options, hybrid=False, iterations=10))
+    x = torch.rand(5, 2)
+    torch.testing.assert_close(field.inner(x), alone(x), rtol=0, atol=0)
+
+
+def test_corners_that_are_not_aligned_stretch_the_map():
+    """nir_compat says where it reads: identity coordinates reach N / 2 voxels from the centre, not (N - 1) / 2."""
+    inner_field = HashMLP(ndim=2, levels=1, base=2, finest=2, hidden=(4,))
+    field = Stretched(inner_field, [40 / 39, 36 / 35])
+    dense = dense_displacement(field, (40, 36))
+    torch.testing.assert_close(dense[:, 0, 0], torch.tensor([-0.5, -0.5]))
+    torch.testing.assert_close(dense[:, -1, 17], torch.tensor([0.5, -0.5 / 35]), rtol=0, atol=1e-5)
+
+
+def test_time_ends_a_fit():
+    pair, _ = shifted((24, 20, 22))
+    options = replace(SMALL, iterations=100_000)
+    for chosen in (options, replace(options, hybrid=True, patch_side=12)):
+        _, history = fit(pair, chosen, seconds=1.0)
+        assert 4 <= len(history) < 5000
+        assert {h["scale"] for h in history} == {1.0, 2.0}
+
+
+def test_presets_are_whole():
+    for name, preset in PRESETS.items():
+        assert make_field(preset, 3).spec.ndim == 3, name
+    assert make_field(PRESETS["paper-diffeomorphic"], 3).spec.flow == Flow(0.2, 4, "rk4")
+    assert sum(p.numel() for p in make_field(PRESETS["paper-displacement"], 3).parameters()) == 263_939
 
 
 def test_the_affine_carries_the_rest():
@@ -124,7 +229,7 @@ def test_dense_displacement_in_slabs_is_the_field_at_every_voxel(monkeypatch):
 def test_a_scale_without_room_for_a_window_is_left_out():
     pair, _ = shifted((16, 9, 16))
     stages = make_stages(pair, replace(SMALL, scales=(4, 2, 1)), torch.Generator())
-    assert [sampler.scale for _, sampler in stages] == [1]
+    assert [sampler.scale for _, samplers in stages for sampler, _ in samplers] == [1]
     with pytest.raises(InputError, match="lncc_window 11 is larger than the lattice"):
         make_stages(pair, replace(SMALL, lncc_window=11), torch.Generator())
 
@@ -132,7 +237,7 @@ def test_a_scale_without_room_for_a_window_is_left_out():
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("encoding", "wavelet", "grid or fourier"),
+        ("encoding", "wavelet", "grid, fourier"),
         ("iterations", 0, "at least 1"),
         ("stride", -1, "stride"),
         ("lr", 0.0, "lr"),
@@ -140,6 +245,14 @@ def test_a_scale_without_room_for_a_window_is_left_out():
         ("scales", "0,1", "scales"),
         ("scales", "2,a", "numbers with commas"),
         ("hidden", "64,x", "numbers with commas"),
+        ("sampler", "downsize+whale", "'whale' is not one of downsize"),
+        ("sampler", "random", "similarity lncc needs windows"),
+        ("similarity", "mi", "lncc, ssim"),
+        ("dropout", "1", "dropout"),
+        ("first_share", "0", "first_share"),
+        ("integrator", "heun", "rk4"),
+        ("output", "position", "displacement, velocity"),
+        ("patches", "0", "at least 1"),
         ("lncc_window", "five", "int"),
     ],
 )
@@ -179,13 +292,13 @@ def test_minimise_lowers_the_rates_linearly_and_reports():
     seen: list[tuple[int, int, str]] = []
     group = {"params": [x], "lr": 0.1}
 
-    def step(iteration):
+    def step():
         before.append(float(x.detach()))
         return {"loss": x.square().sum()}
 
     before: list[float] = []
     history = minimise(
-        step,
+        [step],
         [group],
         iterations=11,
         final_lr=0.0,
@@ -205,7 +318,7 @@ def test_minimise_stops_at_a_loss_that_is_no_number():
     x = torch.nn.Parameter(torch.ones(1))
     with pytest.raises(NeuralregError, match="learning rate"):
         minimise(
-            lambda i: {"loss": (x * float("nan")).sum()},
+            [lambda: {"loss": (x * float("nan")).sum()}],
             [{"params": [x], "lr": 1.0}],
             iterations=2,
             final_lr=1.0,

@@ -7,7 +7,15 @@ import torch
 
 from neuralreg import kernels
 from neuralreg.pair import Pair
-from neuralreg.samplers import Downsize, axis_coordinates, lattice_shape, shrunken_grid, smallest_stride
+from neuralreg.samplers import (
+    Downsize,
+    Patches,
+    RandomPoints,
+    axis_coordinates,
+    lattice_shape,
+    shrunken_grid,
+    smallest_stride,
+)
 
 
 def ramps(grid: tuple[int, ...]) -> torch.Tensor:
@@ -89,3 +97,76 @@ def test_smallest_stride_is_the_smallest():
     stride = smallest_stride((33, 40, 51), 2000)
     count = [torch.tensor(lattice_shape((33, 40, 51), s)).prod() for s in (stride - 1, stride)]
     assert count[1] <= 2000 < count[0]
+
+
+def reads_as_named(sample, pair, full_affine):
+    """A moving ramp read through a sample's half-voxel displacement is the ramp where the field's coordinates say."""
+    grid = pair.grid
+    half = torch.tensor([(n - 1) / 2 for n in grid])
+    scale = sample.scale
+    shrunken = pair.shrink(scale)
+    x = sample.coordinates()
+    values = torch.full((len(x), len(grid)), 0.5) / half
+    read = sample.warp(shrunken.moving, sample.displacement(values), shrunken.voxel_affine)
+    points = (x + 1) * half
+    expected = ((points + 0.5) @ full_affine[:, :-1].T + full_affine[:, -1])[:, 0]
+    torch.testing.assert_close(read.flatten(), expected, rtol=0, atol=5e-4)
+    torch.testing.assert_close(sample.pick(shrunken.fixed).flatten(), points[:, 0], rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("kind", ["none", "voxels", "anywhere", "patches", "random"])
+def test_every_sampler_reads_where_its_coordinates_say(kind, ndim, scale):
+    grid = (20, 21, 16)[:ndim]
+    affine = torch.cat([0.5 * torch.eye(ndim), torch.full((ndim, 1), 4.0)], 1)
+    pair = Pair(ramps(grid)[:, :1], ramps((20, 20, 20)[:ndim])[:, :1], affine)
+    where = (torch.Generator().manual_seed(2), torch.device("cpu"), scale)
+    sampler = {
+        "patches": lambda: Patches(grid, 3, 5, *where),
+        "random": lambda: RandomPoints(grid, 50, *where),
+    }.get(kind, lambda: Downsize(grid, 3, *where, jitter=kind))()
+    for _ in range(3):
+        reads_as_named(sampler.draw(), pair, affine)
+
+
+def test_jitters_stay_in_their_cells_and_reach_every_voxel():
+    where = (torch.Generator().manual_seed(0), torch.device("cpu"))
+    whole = Downsize((9, 6), 3, *where, jitter="voxels")
+    seen = torch.zeros(9, 6)
+    for _ in range(200):
+        sample = whole.draw()
+        assert not sample.regular
+        x = sample.coordinates()
+        voxels = ((x + 1) * torch.tensor([4.0, 2.5])).round().long()
+        assert torch.equal(voxels // 3, torch.cartesian_prod(torch.arange(3), torch.arange(2)))
+        seen[voxels[:, 0], voxels[:, 1]] = 1
+    assert seen.all()
+    continuous = Downsize((9, 6), 3, *where, jitter="anywhere").draw().coordinates()
+    assert continuous.abs().max() <= 1
+    assert (((continuous + 1) * torch.tensor([4.0, 2.5])) % 1).std() > 0.1
+
+
+def test_random_points_are_distinct_voxels():
+    sampler = RandomPoints((7, 5, 6), 100, torch.Generator().manual_seed(0), torch.device("cpu"))
+    seen = set()
+    for _ in range(40):
+        voxels = sampler.draw().voxels
+        assert len(voxels.unique(dim=0)) == 100
+        assert torch.equal(voxels, voxels.round())
+        seen |= {tuple(v) for v in voxels.tolist()}
+    assert len(seen) == 210
+    everything = RandomPoints((4, 3), 100, torch.Generator(), torch.device("cpu")).draw()
+    assert len(everything.voxels.unique(dim=0)) == 12
+
+
+def test_patches_are_cubes_inside_the_grid():
+    sampler = Patches((12, 4, 9), 5, 6, torch.Generator().manual_seed(0), torch.device("cpu"))
+    assert sampler.shape == (6, 4, 6)
+    image = ramps((12, 4, 9))
+    for _ in range(20):
+        picked = sampler.draw().pick(image)
+        assert picked.shape == (5, 3, 6, 4, 6)
+        assert (picked[:, 0].diff(dim=1) == 1).all()
+    with pytest.raises(ValueError, match="jitter"):
+        Downsize((4, 4), 2, torch.Generator(), torch.device("cpu"), jitter="wild")

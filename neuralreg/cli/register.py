@@ -24,7 +24,7 @@ NIFTI = (".nii", ".nii.gz")
 # Arguments of neuralreg.register that have a flag of their own and so cannot be given as --option.
 OWN_FLAGS = {
     "fixed", "moving", "method", "preset", "fixed_mask", "moving_mask", "initial_transform", "center",
-    "window", "quantiles", "nan_to", "iterations", "seed", "device", "threads",
+    "window", "quantiles", "nan_to", "iterations", "time_budget", "seed", "deterministic", "device", "threads",
 }  # fmt: skip
 
 _INPUTS, _RUN, _OUTPUTS = "Images", "Registration", "Outputs (at least one)"
@@ -95,6 +95,14 @@ def command(
         int | None,
         typer.Option(help="Iterations in all; the preset's own number by default.", rich_help_panel=_RUN),
     ] = None,
+    time_budget: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Seconds that the fit may take, if its iterations do not end before.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -102,6 +110,12 @@ def command(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of all random numbers.", rich_help_panel=_RUN)] = 0,
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic", help="The same result in every run on a GPU, too.", rich_help_panel=_RUN
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_RUN)] = "auto",
     threads: Annotated[
         int | None, typer.Option(help="CPU threads; all cores by default.", rich_help_panel=_RUN)
@@ -168,7 +182,9 @@ def command(
             quantiles=limits[1],
             nan_to=nan_to,
             iterations=iterations,
+            time_budget=time_budget,
             seed=seed,
+            deterministic=deterministic,
             device=device,
             threads=threads,
             progress=progress,

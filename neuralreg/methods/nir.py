@@ -1,218 +1,301 @@
 """NIR: medical image registration via neural fields (Sun, Han et al., arXiv 2206.03111).
 
-A field u maps a point x of the fixed grid to x + u(x). Each iteration samples the fixed grid on a coarse lattice with
-a random offset (the downsize sampler), reads the moving image where the field points, and compares local windows
-(LNCC); penalties on the Jacobian determinant of the lattice map and on its gradient keep it from folding and make it
-smooth. Inference asks the field at every voxel.
+A field maps a point x of the fixed grid to x + u(x), directly or as the end of a stationary velocity's flow. Each
+iteration samples points of the fixed grid, reads the moving image where the field points, and compares local windows
+(LNCC); a penalty on the Jacobian determinant keeps the map from folding. The downsize sampler sees the whole volume and
+converges fast, mini-patches see every detail and keep the map regular; the hybrid scheme fits one field with the first,
+freezes it and fits a second on top with the other. Inference asks the field at every voxel.
 
-Preset ``fast`` goes beyond the paper: it fits shrunken images first, so that a window sees far before it sees fine.
+The ``fast`` presets go beyond the paper: they fit shrunken images first, so that a window sees far before it sees fine.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from neuralreg import kernels
 from neuralreg.errors import InputError
-from neuralreg.fields import Field, HashMLP, Siren
-from neuralreg.fit import Progress, minimise
+from neuralreg.fields import (
+    Composed,
+    Field,
+    SquaredField,
+    Stretched,
+    VelocityField,
+    start_matrix,
+    start_sines,
+)
+from neuralreg.fit import Progress, Step, Stop, minimise
+from neuralreg.kernels.spec import FieldSpec, Fourier, HashGrid
+from neuralreg.losses import WINDOWED
+from neuralreg.methods.nir_options import PRESETS, Options
+from neuralreg.objective import analytic_regularity, lattice_regularity, sampled_similarity
 from neuralreg.pair import Pair
 from neuralreg.samplers import (
     Downsize,
-    Lattice,
+    Patches,
+    RandomPoints,
+    Sampler,
     axis_coordinates,
     lattice_coordinates,
-    lattice_shape,
     shrunken_grid,
     smallest_stride,
 )
 
+__all__ = ["PRESETS", "Options", "dense_displacement", "fit", "make_field", "make_stages"]
+
 SLAB_POINTS = 1 << 19  # points asked at once when the whole grid is evaluated
-
-
-@dataclass(frozen=True)
-class Options:
-    """Every choice of NIR. The defaults are preset ``fast``."""
-
-    encoding: str = "grid"  # grid (multi-resolution features + ReLU) or fourier (random features + sine)
-    levels: int = 6
-    features: int = 4
-    base: int = 6
-    finest: int = 36
-    log2_table_size: int = 17
-    table_range: float = 0.01
-    frequencies: int = 128
-    sigma: float = 1.0
-    omega: float = 10.0
-    initial_omega: float = 30.0
-    start_at_zero: bool = True
-    hidden: tuple[int, ...] = (64, 64)
-    scales: tuple[int, ...] = (
-        2,
-        1,
-    )  # how often the images are shrunk, in turn; the iterations are shared evenly
-    iterations: int = 150
-    lr: float = 1e-2  # of the layers
-    table_lr: float = 1e-2  # of the grid's features
-    final_lr: float = 0.1
-    stride: int = 0  # voxels between lattice points; 0: the smallest that leaves at most max_points
-    max_points: int = 300_000
-    lncc_window: int = 5
-    jacobian_weight: float = 50.0
-    jacobian_threshold: float = 0.4
-    diffusion_weight: float = 1.5
-
-    def __post_init__(self) -> None:
-        if self.encoding not in ("grid", "fourier"):
-            raise ValueError(f"encoding must be grid or fourier, got {self.encoding!r}")
-        for name in ("iterations", "max_points", "lncc_window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.stride < 0:
-            raise ValueError(f"stride must be at least 1, or 0 to choose it, got {self.stride}")
-        if not self.scales or min(self.scales) < 1:
-            raise ValueError(f"scales must be one or more numbers of at least 1, got {self.scales}")
-        if self.lr <= 0 or self.table_lr <= 0 or not 0 <= self.final_lr <= 1:
-            raise ValueError(f"needs lr, table_lr > 0 and 0 <= final_lr <= 1, got {self.lr}, {self.final_lr}")
-
-
-PRESETS = {
-    "fast": Options(),
-    # Released code: Fourier scale 1 (its YAML), learning rate 1e-3 over 3000 iterations (its YAML),
-    # relu(-det) times 10, last layer not started at zero.
-    "paper-displacement": Options(
-        encoding="fourier",
-        hidden=(256, 256, 256, 256),
-        iterations=3000,
-        lr=1e-3,
-        lncc_window=9,
-        stride=3,
-        jacobian_weight=10.0,
-        jacobian_threshold=0.0,
-        diffusion_weight=0.0,
-        scales=(1,),
-        start_at_zero=False,
-    ),
-}
+JITTERS = {"downsize": "shared", "center": "none", "jitter": "voxels", "continuous": "anywhere"}
 
 
 def make_field(options: Options, ndim: int) -> Field:
     """The field that the options describe, freshly started."""
+    activation = options.activation or ("relu" if options.encoding == "grid" else "sine")
+    encoding: HashGrid | Fourier | None = None
     if options.encoding == "grid":
-        return HashMLP(
-            ndim=ndim,
-            levels=options.levels,
-            features=options.features,
-            base=options.base,
-            finest=options.finest,
-            log2_table_size=options.log2_table_size,
-            hidden=options.hidden,
-            table_range=options.table_range,
+        encoding = HashGrid(
+            options.levels, options.features, options.base, options.finest, options.log2_table_size
         )
-    return Siren(
-        ndim=ndim,
-        frequencies=options.frequencies,
-        sigma=options.sigma,
-        hidden=options.hidden,
-        omega=options.omega,
-        initial_omega=options.initial_omega,
-        start_at_zero=options.start_at_zero,
+    elif options.encoding != "none":
+        octaves = options.octaves if options.encoding == "octaves" else 0
+        encoding = Fourier(ndim * octaves if octaves else options.frequencies)
+    sine = activation == "sine"
+    spec = FieldSpec(
+        ndim,
+        encoding,
+        options.hidden,
+        ndim,
+        activation,
+        (float(options.omega),) * len(options.hidden) if sine else (),
+    )
+    field = Field(spec, start_at_zero=options.start_at_zero, table_range=options.table_range)
+    start_matrix(field.matrix, options.sigma, options.octaves if options.encoding == "octaves" else 0)
+    if sine:
+        layers = len(options.hidden) + (not options.start_at_zero)
+        start_sines(list(field.weights[: 2 * layers : 2]), (options.initial_omega,) * layers)
+    if options.output != "velocity":
+        return field
+    kind = SquaredField if options.integrator == "squaring" else VelocityField
+    scheme = "rk4" if options.integrator == "squaring" else options.integrator
+    return kind(
+        field, time=options.flow_time, steps=options.flow_steps, scheme=scheme, bounded=options.bounded
     )
 
 
 def fit(
-    pair: Pair, options: Options, *, seed: int = 0, progress: Progress | None = None
-) -> tuple[Field, list[dict[str, Any]]]:
-    """Fits a field to one pair; returns it with the history of the loss and its parts."""
+    pair: Pair,
+    options: Options,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    seconds: float | None = None,
+    watch: Callable[[int, nn.Module], None] | None = None,
+) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """Fits a field to one pair; returns it with the history of the loss and its parts.
+
+    ``seconds`` limits the time: stages and learning rate then follow the clock where it runs ahead of the iterations.
+    ``watch`` is called with the number of every iteration that is done, from 1, and the map as it is then.
+
+    Raises:
+        InputError: windows, strides and grid do not fit together.
+    """
     device = pair.fixed.device
+    generator = torch.Generator().manual_seed(seed)
+    stop = Stop(seconds, options.patience)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        field = make_field(options, pair.ndim).to(device)
-    generator = torch.Generator().manual_seed(seed)
-    stages = make_stages(pair, options, generator)
+        if not options.hybrid:
+            field = make_field(options, pair.ndim).to(device)
+            return fit_field(pair, options, field, None, generator, stop, progress, "fit", watch)
+        first_options = replace(
+            options, hybrid=False, iterations=max(1, round(options.iterations * options.first_share))
+        )
+        second_options = replace(
+            options,
+            hybrid=False,
+            sampler=options.second_sampler,
+            iterations=max(1, options.iterations - first_options.iterations),
+        )
+        first = make_field(first_options, pair.ndim).to(device)
+        share = options.first_share
+        inner, history = fit_field(
+            pair, first_options, first, None, generator, stop.part(share), progress, "first field", watch
+        )
+        second = make_field(second_options, pair.ndim).to(device)
+        done = len(history)
 
-    def step(iteration: int) -> dict[str, Tensor]:
-        shrunken, sampler = stages[iteration * len(stages) // options.iterations]
-        lattice = sampler.draw()
-        displacement = lattice.displacement(field(lattice.coordinates()))
-        similarity = lattice_similarity(shrunken, lattice, displacement, options)
-        regulariser = regularity(displacement, options)
+        def watch_second(iteration: int, field: nn.Module) -> None:
+            if watch:
+                watch(done + iteration, field)
+
+        outer, more = fit_field(
+            pair,
+            second_options,
+            second,
+            first,
+            generator,
+            stop.part(1 - share),
+            progress,
+            "second field",
+            watch_second,
+        )
+        del inner
+        return outer, history + [{**record, "iteration": done + record["iteration"]} for record in more]
+
+
+def fit_field(
+    pair: Pair,
+    options: Options,
+    field: Field,
+    inner: Field | None,
+    generator: torch.Generator,
+    stop: Stop,
+    progress: Progress | None,
+    name: str,
+    watch: Callable[[int, nn.Module], None] | None,
+) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """Fits one field, on top of a frozen ``inner`` one where it is given; returns the whole map and the history."""
+    whole: nn.Module = field if inner is None else Composed(inner, field)
+    if options.nir_compat:
+        whole = Stretched(whole, [n / (n - 1) if n > 1 else 1.0 for n in pair.grid]).to(pair.fixed.device)
+    steps = [
+        make_step(whole, shrunken, samplers, options)
+        for shrunken, samplers in make_stages(pair, options, generator)
+    ]
+    table = [{"params": [field.table], "lr": options.table_lr}] if field.table is not None else []
+    history = minimise(
+        steps,
+        [{"params": list(field.weights), "lr": options.lr}, *table],
+        iterations=options.iterations,
+        final_lr=options.final_lr,
+        stop=stop,
+        progress=progress,
+        name=name,
+        watch=None if watch is None else lambda iteration: watch(iteration, whole),
+    )
+    return whole, history
+
+
+def make_stages(
+    pair: Pair, options: Options, generator: torch.Generator
+) -> list[tuple[Pair, list[tuple[Sampler, int]]]]:
+    """For every scale on which the windows still fit the shrunken pair and its samplers, each with its window.
+
+    Raises:
+        InputError: the windows do not fit on the last scale.
+    """
+    stages = []
+    windowed = options.similarity in WINDOWED
+    for index, scale in enumerate(options.scales):
+        samplers = [
+            make_sampler(name, pair, options, generator, scale) for name in options.sampler.split("+")
+        ]
+        windows = [
+            options.patch_window if isinstance(sampler, Patches) else options.lncc_window
+            for sampler in samplers
+        ]
+        for sampler, window in zip(samplers, windows, strict=True):
+            shape = sampler.shape
+            if shape is not None and min(shape) < max(2, window if windowed else 1):
+                break
+        else:
+            stages.append((pair.shrink(scale), list(zip(samplers, windows, strict=True))))
+            continue
+        if index + 1 == len(options.scales):
+            name = "patch_window" if isinstance(sampler, Patches) else "lncc_window"
+            what = "patches" if isinstance(sampler, Patches) else f"lattice {shape} that the stride leaves"
+            raise InputError(
+                f"{name} {window} is larger than the {what} of the grid {pair.grid}, or that has fewer than 2 points "
+                f"on an axis; lower {name} or the stride"
+            )
+    return stages
+
+
+def make_sampler(name: str, pair: Pair, options: Options, generator: torch.Generator, scale: int) -> Sampler:
+    """The sampler of a name in SAMPLERS, on the pair shrunk ``scale`` times."""
+    where = (generator, pair.fixed.device, scale)
+    if name == "patches":
+        return Patches(pair.grid, options.patches, options.patch_side, *where)
+    if name == "random":
+        return RandomPoints(pair.grid, options.max_points, *where)
+    if name == "whole":
+        return Downsize(pair.grid, 1, *where, jitter="none")
+    stride = options.stride or smallest_stride(shrunken_grid(pair.grid, scale), options.max_points)
+    return Downsize(pair.grid, stride, *where, jitter=JITTERS[name])
+
+
+def make_step(field: nn.Module, pair: Pair, samplers: list[tuple[Sampler, int]], options: Options) -> Step:
+    """One iteration: the losses at one draw of every sampler, averaged."""
+    scale = torch.tensor(float(samplers[0][0].scale), device=pair.fixed.device)
+
+    def step() -> dict[str, Tensor]:
+        parts = [sampled_loss(field, pair, sampler, window, options) for sampler, window in samplers]
+        similarity, regulariser = (torch.stack(terms).mean() for terms in zip(*parts, strict=True))
         return {
             "loss": regulariser - similarity,
             "similarity": similarity,
             "regulariser": regulariser,
-            "scale": torch.tensor(float(sampler.scale), device=similarity.device),
+            "scale": scale,
         }
 
-    history = minimise(
-        step,
-        [
-            {"params": list(field.weights), "lr": options.lr},
-            *([{"params": [field.table], "lr": options.table_lr}] if field.table is not None else []),
-        ],
-        iterations=options.iterations,
-        final_lr=options.final_lr,
-        progress=progress,
+    return step
+
+
+def sampled_loss(
+    field: Any, pair: Pair, sampler: Sampler, window: int, options: Options
+) -> tuple[Tensor, Tensor]:
+    """Similarity and weighted regulariser of a field at the points that a sampler draws."""
+    weights = {
+        "folding": options.jacobian_weight,
+        "threshold": options.jacobian_threshold,
+        "diffusion": options.diffusion_weight,
+    }
+    sample = sampler.draw()
+    x = sample.coordinates()
+    if sample.regular and options.jacobian == "lattice":
+        if isinstance(field, SquaredField) and isinstance(sampler, Downsize):
+            displacement = field.squared(sample.displacement(field.velocity(x)))
+        else:
+            displacement = sample.displacement(field(x))
+        regulariser = lattice_regularity(displacement, **weights)
+    else:  # without neighbours a derivative comes from the field itself
+        values, jacobian = field.jet(x)
+        displacement = sample.displacement(values)
+        regulariser = analytic_regularity(jacobian, pair.grid, **weights)
+    similarity = sampled_similarity(
+        pair,
+        sample,
+        displacement,
+        options.similarity,
+        window=window,
+        padding=options.padding,
+        zero_rule=options.zero_rule,
+        dropout=options.dropout,
     )
-    return field, history
-
-
-def make_stages(pair: Pair, options: Options, generator: torch.Generator) -> list[tuple[Pair, Downsize]]:
-    """The shrunken pair and its sampler for every scale on which a window still fits; the last scale must fit."""
-    stages = []
-    for index, scale in enumerate(options.scales):
-        grid = shrunken_grid(pair.grid, scale)
-        stride = options.stride or smallest_stride(grid, options.max_points)
-        shape = lattice_shape(grid, stride)
-        if min(shape) < max(2, options.lncc_window):
-            if index + 1 < len(options.scales):
-                continue
-            raise InputError(
-                f"lncc_window {options.lncc_window} is larger than the lattice {shape} that stride {stride} leaves of "
-                f"the grid {pair.grid}, or that has fewer than 2 points on an axis; lower one of them"
-            )
-        stages.append((pair.shrink(scale), Downsize(pair.grid, stride, generator, pair.fixed.device, scale)))
-    return stages
-
-
-def lattice_similarity(pair: Pair, lattice: Lattice, displacement: Tensor, options: Options) -> Tensor:
-    """LNCC between the fixed image on the lattice and the moving image where the displacement points."""
-    affine = lattice.affine(pair.voxel_affine)
-    warped = kernels.warp(pair.moving, displacement, affine)
-    mask = None if pair.fixed_mask is None else lattice.pick(pair.fixed_mask)
-    if pair.moving_mask is not None:
-        inside = kernels.warp(pair.moving_mask, displacement.detach(), affine, mode="nearest")
-        mask = inside if mask is None else mask * inside
-    return kernels.lncc(lattice.pick(pair.fixed), warped, options.lncc_window, mask=mask)
-
-
-def regularity(displacement: Tensor, options: Options) -> Tensor:
-    """The weighted penalties of a displacement (1, ndim, *shape) in lattice steps; a weight of 0 costs nothing."""
-    total = displacement.new_zeros(())
-    if options.jacobian_weight:
-        folding = kernels.jacobian_loss(displacement, threshold=options.jacobian_threshold)
-        total = total + options.jacobian_weight * folding
-    if options.diffusion_weight:
-        total = total + options.diffusion_weight * kernels.diffusion_loss(displacement)
-    return total
+    return similarity, regulariser
 
 
 @torch.no_grad()
-def dense_displacement(field: Field, grid: tuple[int, ...], progress: Progress | None = None) -> Tensor:
-    """The field at every voxel of the grid: (ndim, *grid) displacement in voxels, slab by slab."""
+def dense_displacement(field: Any, grid: tuple[int, ...], progress: Progress | None = None) -> Tensor:
+    """The map at every voxel of the grid: (ndim, *grid) displacement in voxels, slab by slab.
+
+    A :class:`SquaredField` gives its velocity slab by slab, which is then squared as a whole.
+    """
+    squared = isinstance(field, SquaredField)
+    ask = field.velocity if squared else field
     device = next(field.parameters()).device
     axes = [axis_coordinates(torch.arange(n, device=device, dtype=torch.float64), n).float() for n in grid]
     half = torch.tensor([(n - 1) / 2 for n in grid], device=device)
     result = torch.empty(len(grid), *grid, device=device)
-    planes = max(1, SLAB_POINTS // max(1, result[0, 0].numel()))
+    planes = max(1, SLAB_POINTS // max(1, math.prod(grid[1:])))
     for start in range(0, grid[0], planes):
         slab = axes[0][start : start + planes]
-        values = field(lattice_coordinates([slab, *axes[1:]])) * half
+        values = ask(lattice_coordinates([slab, *axes[1:]])) * half
         result[:, start : start + planes] = values.T.reshape(len(grid), len(slab), *grid[1:])
         if progress:
             progress(min(start + planes, grid[0]), grid[0], float("nan"), "evaluate")
-    return result
+    return field.squared(result[None])[0] if squared else result
