@@ -1,0 +1,199 @@
+"""NIR's displacement scheme in plain torch: the baseline that preset ``paper-displacement`` is held against.
+
+Written from the method alone, with torch's own modules and functions and none of neuralreg's kernels: Fourier
+features and a sine network as ``nn.Module``, the look-up by ``grid_sample``, LNCC by cumulative sums, the Jacobian by
+slices. Settings are read from the preset, so that both do the same. ``python -m neuralreg.bench.plain_nir`` takes
+the words of ``neuralreg register`` that it can honour.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+import typer
+from torch import Tensor, nn
+
+from neuralreg.bench.kernels.lncc import cumulative
+from neuralreg.bench.pairs import prepare
+from neuralreg.cli.register import parse_options, parse_pair
+from neuralreg.errors import InputError, NeuralregError
+from neuralreg.methods.nir import PRESETS, Options
+from neuralreg.options import resolve
+from neuralreg.pair import Pair
+from neuralreg.transforms import Transform, read_affine
+
+# What of the preset's options there is here; another one is refused.
+KNOWN = (
+    *("iterations", "lr", "final_lr", "hidden", "frequencies", "sigma", "omega", "initial_omega"),
+    *("stride", "lncc_window", "jacobian_weight"),
+)
+
+
+class FourierFeatures(nn.Module):
+    """sin and cos of random projections, fixed from the start (Tancik et al. 2020)."""
+
+    def __init__(self, ndim: int, frequencies: int, sigma: float) -> None:
+        super().__init__()
+        self.register_buffer("matrix", sigma * torch.randn(ndim, frequencies))
+
+    def forward(self, x: Tensor) -> Tensor:
+        phase = math.pi * (x @ self.matrix)
+        return torch.cat([phase.sin(), phase.cos()], -1)
+
+
+class Sine(nn.Module):
+    """sin(omega x)."""
+
+    def __init__(self, omega: float) -> None:
+        super().__init__()
+        self.omega = omega
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(self.omega * x)
+
+
+def make_network(ndim: int, options: Options) -> nn.Sequential:
+    """Fourier features, sine layers and a linear layer; weights as NIR's released code starts them."""
+    widths = [2 * options.frequencies, *options.hidden]
+    layers: list[nn.Module] = [FourierFeatures(ndim, options.frequencies, options.sigma)]
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Linear(before, after), Sine(options.omega)]
+    layers.append(nn.Linear(widths[-1], ndim))
+    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    for index, layer in enumerate(linear):
+        n = layer.in_features
+        bound = 1 / n if index == 0 else math.sqrt(6 / n) / options.initial_omega
+        nn.init.uniform_(layer.weight, -bound, bound)
+    return nn.Sequential(*layers)
+
+
+def lattice(grid: tuple[int, ...], stride: int, offset: Tensor) -> Tensor:
+    """(*lattice, ndim) voxels: every stride-th one from the offset, floor(n / stride) an axis, at least one."""
+    axes = [offset[k] + stride * torch.arange(max(1, n // stride)) for k, n in enumerate(grid)]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).float()
+
+
+def displace(network: nn.Module, voxels: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """The network's displacement at fixed voxels (..., ndim), in voxels."""
+    half = (torch.tensor(grid, dtype=voxels.dtype) - 1) / 2
+    x = (voxels / half - 1).reshape(-1, len(grid))
+    return (network(x) * half).view_as(voxels)
+
+
+def read_moving(pair: Pair, positions: Tensor) -> Tensor:
+    """The moving image (1, 1, *lattice) at fixed voxels (*lattice, ndim), zero outside."""
+    moved = positions @ pair.voxel_affine[:, :-1].T + pair.voxel_affine[:, -1]
+    last = torch.tensor(pair.moving.shape[2:]) - 1
+    grid = (2 * moved / last - 1).flip(-1)
+    return F.grid_sample(pair.moving, grid[None], align_corners=True)
+
+
+def folding(positions: Tensor, stride: int) -> Tensor:
+    """Mean of relu(-det) of the lattice map (*lattice, ndim), forward differences."""
+    ndim = positions.shape[-1]
+    short = [slice(0, -1)] * ndim
+    columns = []
+    for k in range(ndim):
+        short[k] = slice(None)  # the difference has made this axis shorter already
+        columns.append(positions.diff(dim=k)[tuple(short)] / stride)
+        short[k] = slice(0, -1)
+    if ndim == 2:
+        (a, b), (c, d) = (column.unbind(-1) for column in columns)
+        det = a * d - b * c
+    else:
+        det = (torch.linalg.cross(columns[0], columns[1]) * columns[2]).sum(-1)
+    return F.relu(-det).mean()
+
+
+def loss_of(network: nn.Module, pair: Pair, options: Options, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and similarity on the lattice of an offset."""
+    voxels = lattice(pair.grid, options.stride, offset)
+    positions = voxels + displace(network, voxels, pair.grid)
+    first = [int(start) for start in offset]
+    every = [
+        slice(start, start + options.stride * n, options.stride)
+        for start, n in zip(first, voxels.shape[:-1], strict=True)
+    ]
+    similarity = cumulative(pair.fixed[(..., *every)], read_moving(pair, positions), options.lncc_window)
+    return options.jacobian_weight * folding(positions, options.stride) - similarity, similarity
+
+
+def fit(pair: Pair, options: Options, seed: int = 0) -> tuple[nn.Sequential, list[float]]:
+    """The fitted network and the similarity of every iteration."""
+    torch.manual_seed(seed)
+    network = make_network(pair.ndim, options)
+    generator = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.Adam(network.parameters(), lr=options.lr, fused=True)
+    slope = (1 - options.final_lr) / max(1, options.iterations - 1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda iteration: 1 - slope * iteration)
+    history = []
+    for _ in range(options.iterations):
+        reach = [min(options.stride, n) for n in pair.grid]
+        offset = torch.cat([torch.randint(r, (1,), generator=generator) for r in reach])
+        optimiser.zero_grad(set_to_none=True)
+        loss, similarity = loss_of(network, pair, options, offset)
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        history.append(similarity.detach())
+    return network, torch.stack(history).tolist()
+
+
+@torch.no_grad()
+def dense_displacement(network: nn.Module, grid: tuple[int, ...], planes: int = 4) -> Tensor:
+    """(ndim, *grid) displacement in voxels, a few planes at a time."""
+    parts = []
+    for start in range(0, grid[0], planes):
+        axes = [torch.arange(start, min(start + planes, grid[0])), *(torch.arange(n) for n in grid[1:])]
+        voxels = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).float()
+        parts.append(displace(network, voxels, grid).movedim(-1, 0))
+    return torch.cat(parts, 1)
+
+
+def plain_options(preset: str = "paper-displacement", **overrides: object) -> Options:
+    """The preset's settings with overrides.
+
+    Raises:
+        InputError: an option that this baseline does not have.
+    """
+    for name in overrides:
+        if name not in KNOWN:
+            raise InputError(f"plain-nir has no option {name!r}; options are {', '.join(KNOWN)}")
+    return resolve(PRESETS, preset, overrides, "plain-nir")
+
+
+def main(
+    fixed: Annotated[Path, typer.Option(help="The image whose grid the result has.")],
+    moving: Annotated[Path, typer.Option(help="The image that is deformed onto it.")],
+    transform_out: Annotated[Path, typer.Option(help="Transform, fixed to moving points (.nii.gz, LPS mm).")],
+    initial_transform: Annotated[Path | None, typer.Option(help="Affine start, LPS mm.")] = None,
+    window: Annotated[str | None, typer.Option(metavar="LO,HI", help="Intensity window.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="The preset's own number by default.")] = None,
+    option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help=", ".join(KNOWN))] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
+) -> None:
+    """Register a moving image to a fixed image with NIR's displacement scheme in plain torch."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    given = parse_options(option or []) | ({} if iterations is None else {"iterations": iterations})
+    options = plain_options(**given)
+    initial = None if initial_transform is None else read_affine(initial_transform)
+    pair, target, source = prepare(fixed, moving, initial, parse_pair("--window", window))
+    network, _ = fit(pair, options, seed)
+    displacement = dense_displacement(network, pair.grid)
+    Transform(displacement, target.geometry, source.geometry, initial).save(transform_out)
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except NeuralregError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
