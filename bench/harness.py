@@ -117,14 +117,14 @@ def extra_bytes(step: Step, device: torch.device) -> float:
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # what is free goes back, or the step could hide in it
         with open("/proc/self/clear_refs", "w") as reset:
             reset.write("5")
-        before = _status("VmRSS")
+        before = resident_bytes("VmRSS")
         step()
-        return _status("VmHWM") - before
+        return resident_bytes("VmHWM") - before
     except OSError:
         return float("nan")
 
 
-def _status(name: str) -> float:
+def resident_bytes(name: str) -> float:
     """A size in bytes from /proc/self/status."""
     with open("/proc/self/status") as lines:
         return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))

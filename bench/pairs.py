@@ -152,12 +152,14 @@ def _lung_ct(name: str, fixed: str, moving: str) -> RealPair:
     folder = data_folder() / "lung_ct_elastix"
     shift = np.eye(4)
     shift[:3, 3] = json.loads((folder / "prealign.json").read_text())["translation_fixed_to_moving_lps_mm"]
-    lungs = read_mask(folder / f"{fixed}_lung_mask.nii.gz"), read_mask(folder / f"{moving}_lung_mask.nii.gz")
+    lungs = [read_mask(folder / f"{role}_lung_mask.nii.gz") for role in (fixed, moving)]
+    target, source = (Image(lung.data.to(torch.int32), lung.affine) for lung in lungs)
     return RealPair(
         name,
         folder / f"{fixed}_ct.nii.gz",
         folder / f"{moving}_ct.nii.gz",
-        *(Image(lung.data.to(torch.int32), lung.affine) for lung in lungs),
+        target,
+        source,
         (1,),
         lungs[0].data,
         landmarks=read_landmarks(folder / "landmarks.csv"),

@@ -40,6 +40,7 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, ndim: int, frequencies: int, sigma: float) -> None:
         super().__init__()
+        self.matrix: Tensor
         self.register_buffer("matrix", sigma * torch.randn(ndim, frequencies))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,12 +116,10 @@ def loss_of(network: nn.Module, pair: Pair, options: Options, offset: Tensor) ->
     """Loss and similarity on the lattice of an offset."""
     voxels = lattice(pair.grid, options.stride, offset)
     positions = voxels + displace(network, voxels, pair.grid)
-    first = [int(start) for start in offset]
-    every = [
-        slice(start, start + options.stride * n, options.stride)
-        for start, n in zip(first, voxels.shape[:-1], strict=True)
-    ]
-    similarity = cumulative(pair.fixed[(..., *every)], read_moving(pair, positions), options.lncc_window)
+    fixed = pair.fixed
+    for axis, (start, n) in enumerate(zip(offset, voxels.shape[:-1], strict=True)):
+        fixed = fixed.index_select(2 + axis, start + options.stride * torch.arange(n))
+    similarity = cumulative(fixed, read_moving(pair, positions), options.lncc_window)
     return options.jacobian_weight * folding(positions, options.stride) - similarity, similarity
 
 

@@ -87,7 +87,7 @@ def main(
         pair = load_pair(name)
         for tool in chosen:
             rows.append(one_row(pair, tool, settings, keep))
-            console.print(line(rows[-1]), markup=False, highlight=False)
+            console.print(line(rows[-1]), markup=False, highlight=False, soft_wrap=True)
             if out is not None:  # after every run: long series get interrupted
                 write_rows(out, rows)
     show(console, rows)
@@ -158,7 +158,7 @@ def show(console: Console, rows: list[dict[str, Any]]) -> None:
         mine = [row for row in rows if row["pair"].partition("/")[0] == group and not row["error"]]
         columns = [name for name in (*SCORES, *COSTS) if any(row[name] != "" for row in mine)]
         table = Table(title=f"{group}: means over the pairs", title_justify="left")
-        table.add_column("tool")
+        table.add_column("tool", overflow="fold")
         for head in ("pairs", *columns):
             table.add_column(head, justify="right")
         for tool in dict.fromkeys(row["tool"] for row in mine):

@@ -175,6 +175,7 @@ def fake_greedy(tmp_path, monkeypatch):
 
 
 def test_greedys_warp_comes_before_the_start(fake_greedy, tmp_path):
+    pytest.importorskip("SimpleITK")
     pair = small_pair(initial=True)
     Transform(torch.zeros(3, *SHAPE), pair.fixed_labels.geometry).save(tmp_path / "warp.nii.gz")
     row = registration.one_row(pair, Tool("greedy", "2x2x2", {"n": "3x2"}), Settings(threads=1))
@@ -183,7 +184,16 @@ def test_greedys_warp_comes_before_the_start(fake_greedy, tmp_path):
     assert row["tre_mean_mm"] == pytest.approx(0, abs=1e-4)
     words = (tmp_path / "words").read_text()
     assert "-d 3 -m NCC 2x2x2 -n 3x2 -i" in words
-    assert "initial_ras.txt" in words
+    assert "moving_aligned.nii.gz" in words
+
+
+def test_greedy_gets_the_moving_image_behind_the_start(tmp_path, fake_greedy):
+    pytest.importorskip("SimpleITK")
+    pair = small_pair(initial=True)
+    Tool("greedy", "2x2x2").command(Task.write(pair, tmp_path), Settings())
+    aligned = read_image(tmp_path / "moving_aligned.nii.gz")
+    assert aligned.geometry.same_grid(pair.fixed_labels.geometry)
+    torch.testing.assert_close(aligned.data, pair.fixed.data, atol=1e-2, rtol=0)  # of 100: float32 B-splines
 
 
 def test_a_run_from_start_to_end(fake_greedy, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,126 @@
+"""The plain-torch baseline computes what preset paper-displacement computes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from neuralreg import kernels
+from neuralreg.bench import plain_nir
+from neuralreg.bench.plain_nir import plain_options
+from neuralreg.errors import InputError
+from neuralreg.images import Image, write_image
+from neuralreg.methods import nir
+from neuralreg.pair import Pair
+from neuralreg.transforms import load_transform
+from tests.small import blobs
+
+SMALL = {"hidden": (16, 16), "frequencies": 8, "iterations": 30, "stride": 2, "lncc_window": 3}
+
+
+def small_pair(grid: tuple[int, ...]) -> Pair:
+    moving = torch.from_numpy(blobs(grid, seed=1))[None, None] / 200
+    displacement = torch.zeros(1, len(grid), *grid)
+    displacement[:, 0] = 1.5
+    fixed = kernels.warp(moving, displacement, padding_mode="border")
+    affine = torch.eye(len(grid), len(grid) + 1)
+    affine[:, -1] = 0.25
+    return Pair(fixed, moving, affine)
+
+
+def copied(field: torch.nn.Module, options: nir.Options) -> torch.nn.Sequential:
+    """The plain network with the parameters of our field."""
+    network = plain_nir.make_network(len(field.matrix), options)
+    network[0].matrix.copy_(field.matrix)
+    linear = [layer for layer in network if isinstance(layer, torch.nn.Linear)]
+    with torch.no_grad():
+        for k, layer in enumerate(linear):
+            layer.weight.copy_(field.weights[2 * k])
+            layer.bias.copy_(field.weights[2 * k + 1])
+    return network
+
+
+@pytest.mark.parametrize("grid", [(25, 22), (17, 19, 16)])
+def test_one_field_is_one_displacement_and_one_loss(grid):
+    pair, options = small_pair(grid), plain_options(**SMALL)
+    field = nir.make_field(options, len(grid))
+    network = copied(field, options)
+    ours = nir.dense_displacement(field, grid)
+    torch.testing.assert_close(plain_nir.dense_displacement(network, grid), ours, atol=1e-4, rtol=1e-4)
+    ((_, sampler),) = nir.make_stages(pair, options, torch.Generator().manual_seed(3))
+    drawn = sampler.draw()
+    displacement = drawn.displacement(field(drawn.coordinates()))
+    similarity = nir.lattice_similarity(pair, drawn, displacement, options).detach()
+    loss, plain = (value.detach() for value in plain_nir.loss_of(network, pair, options, drawn.offset))
+    assert float(similarity) > 0.01
+    assert float(plain) == pytest.approx(float(similarity), abs=1e-4)
+    # The penalty counts cells here and lattice points there; away from the border they are the same.
+    positions = plain_nir.lattice(grid, options.stride, drawn.offset)
+    positions = positions + plain_nir.displace(network, positions, grid)
+    assert float(loss) == pytest.approx(
+        options.jacobian_weight * float(plain_nir.folding(positions.detach(), options.stride)) - float(plain),
+        abs=1e-5,
+    )
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (6, 7, 8)])
+def test_folds_are_penalised_as_ours_are(shape):
+    displacement = 1.5 * torch.randn(1, len(shape), *shape)
+    identity = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in shape), indexing="ij"), -1)
+    positions = 3 * (identity + displacement[0].movedim(0, -1))
+    determinant = kernels.jacobian_determinant(displacement)[0][tuple(slice(0, n - 1) for n in shape)]
+    assert (determinant < 0).any()
+    assert float(plain_nir.folding(positions, 3)) == pytest.approx(
+        float((-determinant).relu().mean()), rel=1e-4
+    )
+
+
+def test_the_learning_rate_and_the_start_are_the_presets():
+    options = plain_options()
+    assert options == nir.PRESETS["paper-displacement"]
+    linear = [m for m in plain_nir.make_network(3, options) if isinstance(m, torch.nn.Linear)]
+    ours = nir.make_field(options, 3).requires_grad_(False)
+    assert len(linear) == len(ours.weights) // 2
+    for index, layer in enumerate(linear):
+        layer.requires_grad_(False)
+        for mine, theirs in (
+            (layer.weight, ours.weights[2 * index]),
+            (layer.bias, ours.weights[2 * index + 1]),
+        ):
+            assert mine.shape == theirs.shape
+            assert float(mine.abs().max()) == pytest.approx(float(theirs.abs().max()), rel=0.35)
+            assert float(mine.std()) == pytest.approx(float(theirs.std()), rel=0.2) or mine.numel() < 100
+
+
+def test_the_shift_is_found_as_well_as_by_the_kernels():
+    pair = small_pair((40, 36))
+    options = replace(plain_options(**SMALL), iterations=120, stride=1, lncc_window=5, lr=3e-3)
+    field, history = nir.fit(pair, options, seed=0)
+    network, similarity = plain_nir.fit(pair, options, seed=0)
+    assert similarity[-1] > similarity[0] + 0.1
+    assert similarity[-1] == pytest.approx(history[-1]["similarity"], abs=0.05)
+    inner = (slice(None), slice(6, -6), slice(6, -6))
+    ours = nir.dense_displacement(field, pair.grid)[inner]
+    plain = plain_nir.dense_displacement(network, pair.grid)[inner]
+    assert float((ours - plain).abs().mean()) < 0.25
+
+
+def test_the_command_writes_a_transform(tmp_path):
+    affine = np.diag([2.0, 3, 2, 1])
+    files = [tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz"]
+    for seed, file in enumerate(files):
+        write_image(file, torch.from_numpy(blobs(seed=seed)), affine)
+    out = tmp_path / "transform.nii.gz"
+    words = ["hidden=8,8", "frequencies=4", "stride=1", "lncc_window=3"]
+    plain_nir.main(files[0], files[1], out, None, "0,150", 2, words, 0, None)
+    transform = load_transform(out)
+    assert transform.fixed.same_grid(Image(torch.zeros(20, 18, 16), affine).geometry)
+    assert float(transform.displacement.abs().max()) > 0
+
+
+def test_an_option_that_it_lacks_is_refused():
+    with pytest.raises(InputError, match="diffusion_weight"):
+        plain_options(diffusion_weight=1.0)
