@@ -19,7 +19,6 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
-from neuralreg.bench.kernels.lncc import cumulative
 from neuralreg.bench.pairs import prepare
 from neuralreg.cli.register import parse_options, parse_pair
 from neuralreg.errors import InputError, NeuralregError
@@ -28,11 +27,17 @@ from neuralreg.options import resolve
 from neuralreg.pair import Pair
 from neuralreg.transforms import Transform, read_affine
 
-# What of the preset's options there is here; another one is refused.
+# Options of the preset that can be changed here, and those that stand as they are.
 KNOWN = (
     *("iterations", "lr", "final_lr", "hidden", "frequencies", "sigma", "omega", "initial_omega"),
-    *("stride", "lncc_window", "jacobian_weight"),
+    *("stride", "lncc_window", "dropout", "jacobian_weight"),
 )
+FIXED = {
+    "encoding": "fourier", "activation": "", "start_at_zero": False, "output": "displacement", "hybrid": False,
+    "sampler": "downsize", "scales": (1,), "similarity": "lncc", "padding": "valid", "zero_rule": True,
+    "nir_compat": False, "jacobian": "lattice", "jacobian_threshold": 0.0, "diffusion_weight": 0.0, "patience": 0,
+}  # fmt: skip
+EPS = 1e-5
 
 
 class FourierFeatures(nn.Module):
@@ -112,6 +117,49 @@ def folding(positions: Tensor, stride: int) -> Tensor:
     return F.relu(-det).mean()
 
 
+def box_sums(images: Tensor, window: int) -> Tensor:
+    """Sums over the cubes of ``window`` points that fit, by cumulative sums along every axis: the fastest on a CPU."""
+    for axis in range(2, images.ndim):
+        sums = images.cumsum(axis)
+        before = F.pad(sums, [0, 0] * (images.ndim - 1 - axis) + [1, -window])
+        images = sums.narrow(axis, window - 1, sums.shape[axis] - window + 1) - before
+    return images
+
+
+def box_max(images: Tensor, window: int) -> Tensor:
+    """Largest values in the cubes that fit."""
+    ndim = images.ndim - 2
+    pool = F.max_pool2d if ndim == 2 else F.max_pool3d
+    for axis in range(ndim):
+        images = pool(images, [window if k == axis else 1 for k in range(ndim)], stride=1)
+    return images
+
+
+def similarity_of(fixed: Tensor, warped: Tensor, window: int, dropout: float) -> Tensor:
+    """Mean squared correlation of windows that fit; squared differences under windows that are empty in one image.
+
+    ``dropout``: the share of both maps that is left out at random.
+    """
+    products = torch.cat([fixed, warped, fixed * fixed, warped * warped, fixed * warped])
+    f, w, ff, ww, fw = box_sums(products, window).split(1)
+    n = window ** (fixed.ndim - 2)
+    correlation = (fw - f * w / n).square() / ((ff - f * f / n) * (ww - w * w / n) + EPS)
+    with torch.no_grad():
+        filled = (box_max(torch.cat([fixed, warped]), window) > 0).all(0, keepdim=True).to(fixed.dtype)
+        empty = box_max(F.pad(1 - filled, [window - 1] * (2 * (fixed.ndim - 2))), window)
+        if dropout:
+            filled, empty = (
+                weight * torch.empty_like(weight).bernoulli_(1 - dropout) for weight in (filled, empty)
+            )
+    difference = (fixed - warped).square()
+    return weighted_mean(correlation, filled) - weighted_mean(difference, empty)
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """0 where there is no weight."""
+    return (values * weights).sum() / weights.sum().clamp(min=1)
+
+
 def loss_of(network: nn.Module, pair: Pair, options: Options, offset: Tensor) -> tuple[Tensor, Tensor]:
     """Loss and similarity on the lattice of an offset."""
     voxels = lattice(pair.grid, options.stride, offset)
@@ -119,7 +167,7 @@ def loss_of(network: nn.Module, pair: Pair, options: Options, offset: Tensor) ->
     fixed = pair.fixed
     for axis, (start, n) in enumerate(zip(offset, voxels.shape[:-1], strict=True)):
         fixed = fixed.index_select(2 + axis, start + options.stride * torch.arange(n))
-    similarity = cumulative(fixed, read_moving(pair, positions), options.lncc_window)
+    similarity = similarity_of(fixed, read_moving(pair, positions), options.lncc_window, options.dropout)
     return options.jacobian_weight * folding(positions, options.stride) - similarity, similarity
 
 
@@ -159,12 +207,18 @@ def plain_options(preset: str = "paper-displacement", **overrides: object) -> Op
     """The preset's settings with overrides.
 
     Raises:
-        InputError: an option that this baseline does not have.
+        InputError: an option, or a preset's choice, that this baseline does not have.
     """
     for name in overrides:
         if name not in KNOWN:
             raise InputError(f"plain-nir has no option {name!r}; options are {', '.join(KNOWN)}")
-    return resolve(PRESETS, preset, overrides, "plain-nir")
+    options = resolve(PRESETS, preset, overrides, "plain-nir")
+    for name, value in FIXED.items():
+        if getattr(options, name) != value:
+            raise InputError(
+                f"plain-nir has {name} {value!r} alone; preset {preset} has {getattr(options, name)!r}"
+            )
+    return options
 
 
 def main(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,9 @@ from neuralreg.cli.register import parse_options
 from neuralreg.errors import InputError, NeuralregError
 from neuralreg.figure import require_matplotlib
 from neuralreg.images import read_geometry
+from neuralreg.methods.nir import PRESETS
+from neuralreg.options import resolve
+from neuralreg.samplers import lattice_shape, smallest_stride
 from neuralreg.transforms import Transform
 from neuralreg.writing import atomic_path, check_writable
 
@@ -64,15 +68,19 @@ def samplers(
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
-    """Downsize, mini-patch and hybrid: Dice and folds over the iterations, memory and time."""
+    """Downsize, mini-patch and hybrid: Dice and folds over the iterations, memory and time.
+
+    An iteration sees about as many points with patches as with the lattice.
+    """
     check_writable(out, suffixes=(".csv",), role="--out")
     if figure is not None:
         require_matplotlib()
         check_writable(figure, suffixes=(".png",), role="--figure")
     pair = load_pair(name)
+    count = {"patches": patches_for(pair, preset, parse_options(option or []))}
     rows: list[dict[str, Any]] = []
     for setting, own in SAMPLERS.items():
-        curve = _watch(pair, preset, iterations, every, seed, threads, own, option)
+        curve = _watch(pair, preset, iterations, every, seed, threads, {**own, **count}, option)
         rows += _rows({"pair": name, "sampler": setting}, curve)
         _write(out, rows)
     _show(["sampler"], rows)
@@ -111,6 +119,16 @@ def start_dice(pair: RealPair) -> float:
     """Dice before any registration."""
     grid = read_geometry(pair.fixed)
     return score(pair, Transform(torch.zeros(grid.ndim, *grid.shape), grid, None, pair.initial))["dice"]
+
+
+def patches_for(pair: RealPair, preset: str, given: dict[str, Any]) -> int:
+    """How many patches have as many points as the downsize sampler's lattice: what the paper compares."""
+    known = {name: value for name, value in given.items() if name in ("stride", "max_points", "patch_side")}
+    options = resolve(PRESETS, preset, known, "nir")
+    grid = read_geometry(pair.fixed).shape
+    lattice = lattice_shape(grid, options.stride or smallest_stride(grid, options.max_points))
+    side = math.prod(min(options.patch_side, n) for n in grid)
+    return max(1, round(math.prod(lattice) / side))
 
 
 def _watch(

@@ -13,12 +13,21 @@ from neuralreg.bench import plain_nir
 from neuralreg.bench.plain_nir import plain_options
 from neuralreg.errors import InputError
 from neuralreg.images import Image, write_image
+from neuralreg.losses import zero_rule_lncc
 from neuralreg.methods import nir
+from neuralreg.objective import sampled_similarity
 from neuralreg.pair import Pair
 from neuralreg.transforms import load_transform
 from tests.small import blobs
 
-SMALL = {"hidden": (16, 16), "frequencies": 8, "iterations": 30, "stride": 2, "lncc_window": 3}
+SMALL = {
+    "hidden": (16, 16),
+    "frequencies": 8,
+    "iterations": 30,
+    "stride": 2,
+    "lncc_window": 3,
+    "dropout": 0.0,
+}
 
 
 def small_pair(grid: tuple[int, ...]) -> Pair:
@@ -50,15 +59,16 @@ def test_one_field_is_one_displacement_and_one_loss(grid):
     network = copied(field, options)
     ours = nir.dense_displacement(field, grid)
     torch.testing.assert_close(plain_nir.dense_displacement(network, grid), ours, atol=1e-4, rtol=1e-4)
-    ((_, sampler),) = nir.make_stages(pair, options, torch.Generator().manual_seed(3))
+    ((_, ((sampler, window),)),) = nir.make_stages(pair, options, torch.Generator().manual_seed(3))
     drawn = sampler.draw()
     displacement = drawn.displacement(field(drawn.coordinates()))
-    similarity = nir.lattice_similarity(pair, drawn, displacement, options).detach()
-    loss, plain = (value.detach() for value in plain_nir.loss_of(network, pair, options, drawn.offset))
-    assert float(similarity) > 0.01
+    ((offset,), settings) = drawn.offset, {"window": window, "padding": "valid", "zero_rule": True}
+    similarity = sampled_similarity(pair, drawn, displacement, **settings).detach()
+    loss, plain = (value.detach() for value in plain_nir.loss_of(network, pair, options, offset))
+    assert abs(float(similarity)) > 0.01
     assert float(plain) == pytest.approx(float(similarity), abs=1e-4)
     # The penalty counts cells here and lattice points there; away from the border they are the same.
-    positions = plain_nir.lattice(grid, options.stride, drawn.offset)
+    positions = plain_nir.lattice(grid, options.stride, offset)
     positions = positions + plain_nir.displace(network, positions, grid)
     assert float(loss) == pytest.approx(
         options.jacobian_weight * float(plain_nir.folding(positions.detach(), options.stride)) - float(plain),
@@ -121,6 +131,21 @@ def test_the_command_writes_a_transform(tmp_path):
     assert float(transform.displacement.abs().max()) > 0
 
 
+def test_empty_windows_count_by_their_difference():
+    fixed, warped = torch.rand(2, 1, 1, 14, 13) + 0.1
+    fixed[..., :6] = 0
+    warped[..., 8:, :] = 0
+    found = plain_nir.similarity_of(fixed, warped, 4, 0.0)
+    assert float(found) == pytest.approx(float(zero_rule_lncc(fixed, warped, 4)), abs=1e-5)
+    plain = kernels.lncc(fixed, warped, 4, padding="valid")
+    assert abs(float(found) - float(plain)) > 0.01, "the rule matters here"
+    draws = torch.stack([plain_nir.similarity_of(fixed, warped, 4, 0.5) for _ in range(400)])
+    assert float(draws.std()) > 0.01
+    assert float(draws.mean()) == pytest.approx(float(found), abs=0.02)
+
+
 def test_an_option_that_it_lacks_is_refused():
     with pytest.raises(InputError, match="diffusion_weight"):
         plain_options(diffusion_weight=1.0)
+    with pytest.raises(InputError, match="encoding"):
+        plain_options("fast")

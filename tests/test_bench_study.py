@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import csv
-import inspect
 
 import pytest
 
 from neuralreg.bench import curves, study
 from neuralreg.bench.curves import Job
 from neuralreg.errors import InputError
-from neuralreg.methods import nir
 from tests.test_bench_registration import small_pair
 
-SMALL = ["hidden=8,8", "frequencies=8", "levels=2", "base=3", "finest=6", "stride=1", "lncc_window=3"]
-pytestmark = pytest.mark.skipif(
-    "watch" not in inspect.signature(nir.fit).parameters, reason="nir.fit cannot be watched in this version"
-)
+SMALL = ["hidden=8,8", "frequencies=8", "levels=2", "base=3", "finest=6", "stride=2", "lncc_window=3"]
+PATCHES = ["patch_side=7", "patch_window=5"]
 
 
 @pytest.fixture
@@ -59,7 +55,7 @@ def test_looking_changes_nothing():
 
 def test_samplers(small, tmp_path):
     out, figure = tmp_path / "rows.csv", tmp_path / "curves.png"
-    study.samplers(out, figure, "small/a-b", "paper-displacement", 6, 3, SMALL, 0, 1)
+    study.samplers(out, figure, "small/a-b", "paper-displacement", 6, 3, [*SMALL, *PATCHES], 0, 1)
     rows = list(csv.DictReader(out.open()))
     assert [row["sampler"] for row in rows] == ["downsize"] * 2 + ["mini-patch"] * 2 + ["hybrid"] * 2
     assert [row["iteration"] for row in rows] == ["3", "6"] * 3
@@ -69,6 +65,12 @@ def test_samplers(small, tmp_path):
     assert figure.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="sampler"):
         study.samplers(out, None, "small/a-b", "fast", 2, 1, ["sampler=whole"], 0, 1)
+
+
+def test_patches_have_as_many_points_as_the_lattice():
+    pair = small_pair()  # 20 x 18 x 16
+    assert study.patches_for(pair, "paper-displacement", {"stride": 2, "patch_side": 5}) == round(720 / 125)
+    assert study.patches_for(pair, "paper-displacement", {}) == 1
 
 
 def test_choices(small, tmp_path, capsys):
