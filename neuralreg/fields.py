@@ -239,17 +239,15 @@ class SquaredField(VelocityField):
     a fraction of asking again at every step; at scattered points ``forward`` and ``jet`` integrate as a VelocityField.
     """
 
-    SQUARINGS = 6
-
     def velocity(self, x: Tensor) -> Tensor:
         """(N, ndim) velocity at x."""
         spec = replace(self.spec, flow=None)
         return kernels.field(x, [*self.encoding, *self.weights], spec)
 
-    def squared(self, velocity: Tensor) -> Tensor:
+    def squared(self, velocity: Tensor, squarings: int) -> Tensor:
         """The displacement (1, ndim, *lattice) of the flow's end from velocities there, both in lattice steps."""
         assert self.spec.flow is not None
-        return kernels.integrate(velocity * self.spec.flow.time, self.SQUARINGS)
+        return kernels.integrate(velocity * self.spec.flow.time, squarings)
 
 
 class Stretched(nn.Module):

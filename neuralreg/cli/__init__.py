@@ -11,6 +11,7 @@ that the user can mend, told in one line on stderr that starts with `error:`; 13
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -46,6 +47,9 @@ class _Commands(TyperGroup):
         **extra: Any,
     ) -> Any:
         arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
+        # Threads that wait in a loop for the next small op cost whole CPU seconds, and time where others compute.
+        # torch reads this when it is loaded, which no command has done yet.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
             code = super().main(
                 arguments, prog_name or "neuralreg", complete_var, False, windows_expand_args, **extra

@@ -49,6 +49,7 @@ from neuralreg.samplers import (
 __all__ = ["PRESETS", "Options", "dense_displacement", "fit", "make_field", "make_stages"]
 
 SLAB_POINTS = 1 << 19  # points asked at once when the whole grid is evaluated
+DENSE_SQUARINGS = 7  # of a whole velocity field, once
 JITTERS = {"downsize": "shared", "center": "none", "jitter": "voxels", "continuous": "anywhere"}
 
 
@@ -258,7 +259,7 @@ def sampled_loss(
     x = sample.coordinates()
     if sample.regular and options.jacobian == "lattice":
         if isinstance(field, SquaredField) and isinstance(sampler, Downsize):
-            displacement = field.squared(sample.displacement(field.velocity(x)))
+            displacement = field.squared(sample.displacement(field.velocity(x)), options.squarings)
         else:
             displacement = sample.displacement(field(x))
         regulariser = lattice_regularity(displacement, **weights)
@@ -298,4 +299,4 @@ def dense_displacement(field: Any, grid: tuple[int, ...], progress: Progress | N
         result[:, start : start + planes] = values.T.reshape(len(grid), len(slab), *grid[1:])
         if progress:
             progress(min(start + planes, grid[0]), grid[0], float("nan"), "evaluate")
-    return field.squared(result[None])[0] if squared else result
+    return field.squared(result[None], DENSE_SQUARINGS)[0] if squared else result

@@ -39,6 +39,7 @@ class Options:
     integrator: str = "rk4"  # of a velocity: rk4, euler, or squaring (on the sampled lattice)
     flow_time: float = 0.2
     flow_steps: int = 4
+    squarings: int = 4  # of the sampled lattice's velocity
     # Where an iteration looks
     sampler: str = "downsize"  # one of SAMPLERS, or two with + between
     scales: tuple[int, ...] = (
@@ -59,9 +60,9 @@ class Options:
     nir_compat: bool = False  # read as the released code does, with corners not aligned
     # What it asks of the map
     jacobian: str = "lattice"  # differences on lattices, where the points form one, or analytic everywhere
-    jacobian_weight: float = 50.0
+    jacobian_weight: float = 20.0
     jacobian_threshold: float = 0.4
-    diffusion_weight: float = 1.5
+    diffusion_weight: float = 0.75
     # How it is fitted
     iterations: int = 150
     lr: float = 1e-2  # of the layers
@@ -85,7 +86,7 @@ class Options:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         least = (
             ("iterations", "max_points", "lncc_window", "patch_window", "patches", "patch_side"),
-            ("flow_steps", "octaves", "frequencies"),
+            ("flow_steps", "squarings", "octaves", "frequencies"),
         )
         for name in (*least[0], *least[1]):
             if getattr(self, name) < 1:
@@ -141,7 +142,9 @@ _PAPER = Options(
 
 PRESETS = {
     "fast": Options(),
-    "fast-diffeomorphic": Options(output="velocity", integrator="squaring", bounded=False, flow_time=1.0),
+    "fast-diffeomorphic": Options(
+        output="velocity", integrator="squaring", bounded=False, flow_time=1.0, diffusion_weight=1.5
+    ),
     "paper-displacement": _PAPER,
     "paper-diffeomorphic": replace(_PAPER, output="velocity"),
     # 200 iterations for each field; the length of the second phase is ours
