@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import platform
-import resource
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from neuralreg.images import (
 )
 from neuralreg.kernels.backends import native, registry
 from neuralreg.machine import cpu_name, package_version
+from neuralreg.memory import MB, most_points, peak_bytes
 from neuralreg.metrics import folds_percent, sdlogj
 from neuralreg.options import resolve
 from neuralreg.pair import Pair
@@ -89,6 +88,7 @@ def register(
     nan_to: float | None = None,
     iterations: int | None = None,
     time_budget: float | None = None,
+    max_memory: float | None = None,
     seed: int = 0,
     deterministic: bool = False,
     device: str = "auto",
@@ -114,6 +114,8 @@ def register(
         iterations: overrides the preset's.
         time_budget: seconds that the fit may take; where the clock runs ahead of the iterations, its stages and
             learning rate follow the clock. Reading, evaluating and writing come on top.
+        max_memory: megabytes of resident memory that the process may reach; iterations then look at fewer points
+            (wider strides, fewer patches). An error says so where the images alone need more.
         seed: of every random choice.
         deterministic: let torch use deterministic algorithms alone; on the CPU nothing changes by it.
         device: "auto", "cpu", "cuda", "cuda:0", ...
@@ -169,6 +171,8 @@ def register(
             None if masks[1] is None else masks[1][None, None].float().to(target),
         )
         del scaled, values
+        if max_memory is not None:
+            chosen = module.with_at_most(chosen, pair.grid, most_points(max_memory, pair))
         field, history = module.fit(pair, chosen, seed=seed, progress=progress, seconds=time_budget)
         displacement = module.dense_displacement(field, pair.grid, progress).cpu()
         del pair
@@ -184,6 +188,7 @@ def register(
             "parameters": sum(p.numel() for p in field.parameters()),
             "iterations": len(history),
             "time_budget": time_budget,
+            "max_memory": max_memory,
             "deterministic": deterministic,
             "similarity": history[-1]["similarity"] if history else None,
             "loss": history[-1]["loss"] if history else None,
@@ -197,7 +202,7 @@ def register(
             "inputs": {"fixed": describe(fixed, fixed_image), "moving": describe(moving, moving_image)},
             "wall_seconds": time.perf_counter() - wall,
             "cpu_seconds": time.process_time() - cpu,
-            "peak_memory_mb": peak_memory_mb(),
+            "peak_memory_mb": peak_bytes() / MB,
             **environment(target),
         }
     finally:
@@ -257,12 +262,6 @@ def describe(source: Any, image: Image) -> dict[str, Any]:
     """Name and geometry of an input, for the summary."""
     name = str(source) if isinstance(source, (str, Path)) else type(source).__name__
     return {"source": name, "shape": list(image.shape), "affine_ras": image.affine.tolist()}
-
-
-def peak_memory_mb() -> float:
-    """High-water mark of this process's resident memory."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

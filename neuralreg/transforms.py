@@ -34,6 +34,7 @@ INTERPOLATIONS = ("linear", "nearest", "label")
 # displacement itself (12 bytes a voxel) nothing of that size is then needed but results
 SLAB_VOXELS = 1 << 19
 ITK_SHEAR_TOLERANCE = 1e-4
+FIELD_SUFFIX = ".pt"
 VECTOR_INTENT = 1007  # NIFTI_INTENT_VECTOR: ITK reads its vectors unchanged, as LPS
 
 
@@ -256,10 +257,15 @@ class Transform:
 def load_transform(path: str | os.PathLike[str]) -> Transform:
     """Read an ITK displacement field in NIfTI: 5-D with intent 1007 (LPS) or 1006 (RAS vectors), millimetres.
 
-    The result's ``initial`` is the identity: whatever affine there was is in the displacement. A file with
-    another suffix is read as an affine (`read_affine`), which becomes a transform without displacement.
+    The result's ``initial`` is the identity: whatever affine there was is in the displacement. A saved field (.pt)
+    is evaluated on the grid that it was fitted on. A file with another suffix is read as an affine
+    (`read_affine`), which becomes a transform without displacement.
     """
     name = f"transform {os.fspath(path)}"
+    if suffix_of(path) == FIELD_SUFFIX:
+        from neuralreg.saved_field import load_saved_field
+
+        return load_saved_field(path).transform()
     if suffix_of(path) not in IMAGE_SUFFIXES:
         return Transform.from_affine(read_affine(path, "transform"))
     image = open_nibabel(Path(path), name)

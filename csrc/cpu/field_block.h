@@ -11,7 +11,7 @@
 
 namespace nr {
 
-// Numbers of encoded input that a thread holds at once.
+// Numbers of encoded input that a thread holds at once, and of a table that needs it.
 constexpr int64_t kEncoded = 1 << 20;
 
 // What all threads share in one call.
@@ -37,12 +37,21 @@ struct FieldPlan {
         // The activations of a block and one layer's weights share the second cache.
         const int widest = *std::max_element(shape.widths.begin(), shape.widths.end());
         capacity = (widest > 128 ? kGridBlock / 2 : kGridBlock) / (jet ? 2 : 1);
-        // Many blocks where a level's entries are worth keeping in the cache: the more points a level serves
-        // in one go, the less often it is fetched. A flow asks block by block.
-        const int64_t row = (1 + tangents) * row_stride<T>(shape.inputs());
+        // A grid goes level by level over many blocks, so that a level's entries are fetched less often: over
+        // as many as fit where the table outgrows the second cache, over a few where it does not. A flow asks
+        // block by block.
         encoded_at_once = capacity;
-        if (shape.encoding == Encoding::kGrid && !shape.steps)
-            encoded_at_once *= std::max<int64_t>(1, kEncoded / (row * capacity));
+        if (shape.encoding == Encoding::kGrid && !shape.steps) {
+            int64_t entries = 0;
+            for (const GridLevel& level : input.levels)
+                entries += level.hashed ? level.mask + int64_t{1}
+                                        : int64_t{1} * level.vertices[0] * level.vertices[1] *
+                                              (shape.ndim == 3 ? level.vertices[2] : 1);
+            const int64_t row = (1 + tangents) * row_stride<T>(shape.inputs());
+            encoded_at_once *= entries * shape.grid.features > kEncoded
+                                   ? std::max<int64_t>(1, kEncoded / (row * capacity))
+                                   : 16;
+        }
     }
 };
 

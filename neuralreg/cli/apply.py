@@ -12,7 +12,8 @@ def command(
     transform: Annotated[
         Path,
         typer.Option(
-            help="ITK displacement field (.nii, .nii.gz) or affine (.tfm, .txt, .mat, .h5), fixed to moving."
+            help="ITK displacement field (.nii, .nii.gz), affine (.tfm, .txt, .mat, .h5) or saved field (.pt), "
+            "fixed to moving."
         ),
     ],
     moving: Annotated[Path, typer.Option(help="The image or label map that is resampled.")],

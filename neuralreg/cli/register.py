@@ -24,7 +24,8 @@ NIFTI = (".nii", ".nii.gz")
 # Arguments of neuralreg.register that have a flag of their own and so cannot be given as --option.
 OWN_FLAGS = {
     "fixed", "moving", "method", "preset", "fixed_mask", "moving_mask", "initial_transform", "center",
-    "window", "quantiles", "nan_to", "iterations", "time_budget", "seed", "deterministic", "device", "threads",
+    "window", "quantiles", "nan_to", "iterations", "time_budget", "max_memory",
+    "seed", "deterministic", "device", "threads",
 }  # fmt: skip
 
 _INPUTS, _RUN, _OUTPUTS = "Images", "Registration", "Outputs (at least one)"
@@ -100,6 +101,14 @@ def command(
         typer.Option(
             metavar="SECONDS",
             help="Seconds that the fit may take, if its iterations do not end before.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    max_memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MB",
+            help="Memory that the process may reach: fewer points an iteration.",
             rich_help_panel=_RUN,
         ),
     ] = None,
@@ -183,6 +192,7 @@ def command(
             nan_to=nan_to,
             iterations=iterations,
             time_budget=time_budget,
+            max_memory=max_memory,
             seed=seed,
             deterministic=deterministic,
             device=device,

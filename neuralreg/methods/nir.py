@@ -42,11 +42,12 @@ from neuralreg.samplers import (
     Sampler,
     axis_coordinates,
     lattice_coordinates,
+    lattice_shape,
     shrunken_grid,
     smallest_stride,
 )
 
-__all__ = ["PRESETS", "Options", "dense_displacement", "fit", "make_field", "make_stages"]
+__all__ = ["PRESETS", "Options", "dense_displacement", "fit", "make_field", "make_stages", "with_at_most"]
 
 SLAB_POINTS = 1 << 19  # points asked at once when the whole grid is evaluated
 DENSE_SQUARINGS = 7  # of a whole velocity field, once
@@ -179,6 +180,31 @@ def fit_field(
         watch=None if watch is None else lambda iteration: watch(iteration, whole),
     )
     return whole, history
+
+
+def with_at_most(options: Options, grid: tuple[int, ...], most: int) -> Options:
+    """The options with at most that many points an iteration: a wider stride, fewer patches or random points.
+
+    Raises:
+        InputError: a single patch, or the whole grid where sampler "whole" asks for it, is more than that.
+    """
+    names = options.sampler.split("+")
+    most //= max(len(names), len(options.second_sampler.split("+")) if options.hybrid else 1)
+    names += options.second_sampler.split("+") if options.hybrid else []
+    patch = math.prod(min(options.patch_side, n) for n in grid)
+    for name, points in (("whole", math.prod(grid)), ("patches", patch)):
+        if name in names and points > most:
+            raise InputError(
+                f"the memory leaves room for {most} points an iteration, sampler {name} takes {points} at least; "
+                "allow more memory, or take another sampler"
+            )
+    wide = options.stride and math.prod(lattice_shape(grid, options.stride)) > most
+    return replace(
+        options,
+        max_points=min(options.max_points, most),
+        stride=0 if wide else options.stride,
+        patches=max(1, min(options.patches, most // patch)),
+    )
 
 
 def make_stages(
