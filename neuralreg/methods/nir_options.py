@@ -143,7 +143,7 @@ _PAPER = Options(
 PRESETS = {
     "fast": Options(),
     "fast-diffeomorphic": Options(
-        output="velocity", integrator="squaring", bounded=False, flow_time=1.0, diffusion_weight=1.5
+        output="velocity", integrator="squaring", bounded=False, flow_time=1.0, diffusion_weight=3.5
     ),
     "paper-displacement": _PAPER,
     "paper-diffeomorphic": replace(_PAPER, output="velocity"),
