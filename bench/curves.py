@@ -45,7 +45,10 @@ class Job:
 
 @dataclass
 class Curve:
-    """What the looks found, one row each: iteration, the scores, seconds, cpu_seconds and peak_mb so far."""
+    """What the looks found, one row each: iteration, the scores, and what the fit has cost so far.
+
+    seconds, cpu_seconds; peak_mb, memory of the process, and fit_mb, what of it the fit has added.
+    """
 
     rows: list[dict[str, float]] = field(default_factory=list)
     error: str = ""
@@ -91,6 +94,7 @@ class _Clock:
 
     def __init__(self) -> None:
         self.wall = self.cpu = self.peak = 0.0
+        self.held = _resident("VmRSS")
 
     def start(self) -> None:
         try:
@@ -104,10 +108,23 @@ class _Clock:
         self.wall += time.perf_counter() - self.started[0]
         self.cpu += time.process_time() - self.started[1]
         if self.peak == self.peak:
-            self.peak = max(self.peak, resident_bytes("VmHWM") / (1 << 20))
+            self.peak = max(self.peak, _resident("VmHWM"))
 
     def read(self) -> dict[str, float]:
-        return {"seconds": self.wall, "cpu_seconds": self.cpu, "peak_mb": self.peak}
+        return {
+            "seconds": self.wall,
+            "cpu_seconds": self.cpu,
+            "peak_mb": self.peak,
+            "fit_mb": self.peak - self.held,
+        }
+
+
+def _resident(name: str) -> float:
+    """Megabytes; NaN where /proc does not tell."""
+    try:
+        return resident_bytes(name) / (1 << 20)
+    except OSError:
+        return float("nan")
 
 
 if __name__ == "__main__":

@@ -65,18 +65,19 @@ class Sine(nn.Module):
 
 
 def make_network(ndim: int, options: Options) -> nn.Sequential:
-    """Fourier features, sine layers and a linear layer; weights as NIR's released code starts them."""
-    widths = [2 * options.frequencies, *options.hidden]
+    """Fourier features, sine layers and a linear layer; weights as NIR's released code starts them.
+
+    Random numbers are drawn in the order of the preset's field: one seed gives one network in both.
+    """
+    widths = [2 * options.frequencies, *options.hidden, ndim]
+    linear = [nn.Linear(before, after) for before, after in itertools.pairwise(widths)]
     layers: list[nn.Module] = [FourierFeatures(ndim, options.frequencies, options.sigma)]
-    for before, after in itertools.pairwise(widths):
-        layers += [nn.Linear(before, after), Sine(options.omega)]
-    layers.append(nn.Linear(widths[-1], ndim))
-    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
     for index, layer in enumerate(linear):
         n = layer.in_features
         bound = 1 / n if index == 0 else math.sqrt(6 / n) / options.initial_omega
         nn.init.uniform_(layer.weight, -bound, bound)
-    return nn.Sequential(*layers)
+        layers += [layer, Sine(options.omega)]
+    return nn.Sequential(*layers[:-1])
 
 
 def lattice(grid: tuple[int, ...], stride: int, offset: Tensor) -> Tensor:
@@ -173,22 +174,23 @@ def loss_of(network: nn.Module, pair: Pair, options: Options, offset: Tensor) ->
 
 def fit(pair: Pair, options: Options, seed: int = 0) -> tuple[nn.Sequential, list[float]]:
     """The fitted network and the similarity of every iteration."""
-    torch.manual_seed(seed)
-    network = make_network(pair.ndim, options)
-    generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(network.parameters(), lr=options.lr, fused=True)
-    slope = (1 - options.final_lr) / max(1, options.iterations - 1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda iteration: 1 - slope * iteration)
-    history = []
-    for _ in range(options.iterations):
-        reach = [min(options.stride, n) for n in pair.grid]
-        offset = torch.cat([torch.randint(r, (1,), generator=generator) for r in reach])
-        optimiser.zero_grad(set_to_none=True)
-        loss, similarity = loss_of(network, pair, options, offset)
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        history.append(similarity.detach())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = make_network(pair.ndim, options)
+        generator = torch.Generator().manual_seed(seed)
+        optimiser = torch.optim.Adam(network.parameters(), lr=options.lr, fused=True)
+        slope = (1 - options.final_lr) / max(1, options.iterations - 1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda iteration: 1 - slope * iteration)
+        history = []
+        for _ in range(options.iterations):
+            reach = [min(options.stride, n) for n in pair.grid]
+            offset = torch.cat([torch.randint(r, (1,), generator=generator) for r in reach])
+            optimiser.zero_grad(set_to_none=True)
+            loss, similarity = loss_of(network, pair, options, offset)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            history.append(similarity.detach())
     return network, torch.stack(history).tolist()
 
 

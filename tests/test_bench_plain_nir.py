@@ -88,34 +88,36 @@ def test_folds_are_penalised_as_ours_are(shape):
     )
 
 
-def test_the_learning_rate_and_the_start_are_the_presets():
+def test_one_seed_is_one_start():
     options = plain_options()
     assert options == nir.PRESETS["paper-displacement"]
-    linear = [m for m in plain_nir.make_network(3, options) if isinstance(m, torch.nn.Linear)]
-    ours = nir.make_field(options, 3).requires_grad_(False)
-    assert len(linear) == len(ours.weights) // 2
-    for index, layer in enumerate(linear):
-        layer.requires_grad_(False)
-        for mine, theirs in (
-            (layer.weight, ours.weights[2 * index]),
-            (layer.bias, ours.weights[2 * index + 1]),
-        ):
-            assert mine.shape == theirs.shape
-            assert float(mine.abs().max()) == pytest.approx(float(theirs.abs().max()), rel=0.35)
-            assert float(mine.std()) == pytest.approx(float(theirs.std()), rel=0.2) or mine.numel() < 100
+    torch.manual_seed(5)
+    network = plain_nir.make_network(3, options).requires_grad_(False)
+    torch.manual_seed(5)
+    field = nir.make_field(options, 3).requires_grad_(False)
+    torch.testing.assert_close(network[0].matrix, field.matrix)
+    plain = [
+        tensor
+        for layer in network
+        if isinstance(layer, torch.nn.Linear)
+        for tensor in (layer.weight, layer.bias)
+    ]
+    for mine, theirs in zip(plain, field.weights, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
-def test_the_shift_is_found_as_well_as_by_the_kernels():
+def test_one_seed_is_one_fit():
     pair = small_pair((40, 36))
-    options = replace(plain_options(**SMALL), iterations=120, stride=1, lncc_window=5, lr=3e-3)
-    field, history = nir.fit(pair, options, seed=0)
-    network, similarity = plain_nir.fit(pair, options, seed=0)
+    options = replace(plain_options(**SMALL), iterations=100, stride=1, lncc_window=5, lr=3e-3, dropout=0.2)
+    field, history = nir.fit(pair, options, seed=4)
+    network, similarity = plain_nir.fit(pair, options, seed=4)
     assert similarity[-1] > similarity[0] + 0.1
-    assert similarity[-1] == pytest.approx(history[-1]["similarity"], abs=0.05)
+    # The same draws of starts, offsets and windows; what is left is rounding and how the penalty counts the border.
+    assert similarity == pytest.approx([record["similarity"] for record in history], abs=0.02)
     inner = (slice(None), slice(6, -6), slice(6, -6))
     ours = nir.dense_displacement(field, pair.grid)[inner]
     plain = plain_nir.dense_displacement(network, pair.grid)[inner]
-    assert float((ours - plain).abs().mean()) < 0.25
+    assert float((ours - plain).abs().mean()) < 0.1
 
 
 def test_the_command_writes_a_transform(tmp_path):

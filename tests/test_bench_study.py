@@ -34,6 +34,7 @@ def test_a_watched_fit_in_a_process_of_its_own():
     seconds = [row["seconds"] for row in curve.rows]
     assert 0 < seconds[0] < seconds[1] < seconds[2]
     assert curve.rows[-1]["peak_mb"] > 100, "torch alone takes more"
+    assert 0 < curve.rows[-1]["fit_mb"] < curve.rows[-1]["peak_mb"] - 100
     assert all({"dice", "folds_percent_mask", "tre_mean_mm"} <= row.keys() for row in curve.rows)
 
 
