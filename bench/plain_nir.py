@@ -119,12 +119,17 @@ def folding(positions: Tensor, stride: int) -> Tensor:
 
 
 def box_sums(images: Tensor, window: int) -> Tensor:
-    """Sums over the cubes of ``window`` points that fit, by cumulative sums along every axis: the fastest on a CPU."""
+    """Sums over the cubes of ``window`` points that fit, by cumulative sums along every axis: the fastest on a CPU.
+
+    They run in float64: in float32 the differences of large sums cost the gradient a tenth on an image with a
+    background, and save little time.
+    """
+    sums = images.double()
     for axis in range(2, images.ndim):
-        sums = images.cumsum(axis)
-        before = F.pad(sums, [0, 0] * (images.ndim - 1 - axis) + [1, -window])
-        images = sums.narrow(axis, window - 1, sums.shape[axis] - window + 1) - before
-    return images
+        ends = sums.cumsum(axis)
+        before = F.pad(ends, [0, 0] * (images.ndim - 1 - axis) + [1, -window])
+        sums = ends.narrow(axis, window - 1, ends.shape[axis] - window + 1) - before
+    return sums.to(images.dtype)
 
 
 def box_max(images: Tensor, window: int) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from neuralreg import kernels
 from neuralreg.bench import plain_nir
@@ -107,17 +109,17 @@ def test_one_seed_is_one_start():
 
 
 def test_one_seed_is_one_fit():
-    pair = small_pair((40, 36))
-    options = replace(plain_options(**SMALL), iterations=100, stride=1, lncc_window=5, lr=3e-3, dropout=0.2)
+    pair = small_pair((32, 28))
+    options = replace(plain_options(**SMALL), iterations=40, stride=1, lncc_window=5, lr=3e-3, dropout=0.2)
     field, history = nir.fit(pair, options, seed=4)
     network, similarity = plain_nir.fit(pair, options, seed=4)
     assert similarity[-1] > similarity[0] + 0.1
     # The same draws of starts, offsets and windows; what is left is rounding and how the penalty counts the border.
-    assert similarity == pytest.approx([record["similarity"] for record in history], abs=0.02)
+    assert similarity == pytest.approx([record["similarity"] for record in history], abs=1e-3)
     inner = (slice(None), slice(6, -6), slice(6, -6))
     ours = nir.dense_displacement(field, pair.grid)[inner]
     plain = plain_nir.dense_displacement(network, pair.grid)[inner]
-    assert float((ours - plain).abs().mean()) < 0.1
+    assert float((ours - plain).abs().mean()) < 0.02
 
 
 def test_the_command_writes_a_transform(tmp_path):
@@ -141,9 +143,23 @@ def test_empty_windows_count_by_their_difference():
     assert float(found) == pytest.approx(float(zero_rule_lncc(fixed, warped, 4)), abs=1e-5)
     plain = kernels.lncc(fixed, warped, 4, padding="valid")
     assert abs(float(found) - float(plain)) > 0.01, "the rule matters here"
-    draws = torch.stack([plain_nir.similarity_of(fixed, warped, 4, 0.5) for _ in range(400)])
+    draws = torch.stack([plain_nir.similarity_of(fixed, warped, 4, 0.5) for _ in range(120)])
     assert float(draws.std()) > 0.01
     assert float(draws.mean()) == pytest.approx(float(found), abs=0.02)
+
+
+def test_its_gradient_is_exact_where_the_image_is_faint():
+    fixed = torch.rand(1, 1, 40, 30, 24)
+    fixed[:, :, 15:] *= 0.03  # behind bright planes, which prefix sums do not forget
+    warped = 0.8 * fixed + 0.2 * fixed.roll(1, 2)
+
+    def gradient(function: Callable[..., Tensor], *images: Tensor) -> Tensor:
+        leaf = images[1].clone().requires_grad_()
+        return torch.autograd.grad(function(images[0], leaf), leaf)[0]
+
+    truth = gradient(lambda f, w: zero_rule_lncc(f, w, 5), fixed.double(), warped.double())
+    found = gradient(lambda f, w: plain_nir.similarity_of(f, w, 5, 0.0), fixed, warped)
+    assert float((found.double() - truth).norm() / truth.norm()) < 1e-5
 
 
 def test_an_option_that_it_lacks_is_refused():

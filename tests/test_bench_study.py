@@ -8,6 +8,7 @@ import pytest
 
 from neuralreg.bench import curves, study
 from neuralreg.bench.curves import Job
+from neuralreg.bench.process import Cost
 from neuralreg.errors import InputError
 from tests.test_bench_registration import small_pair
 
@@ -38,10 +39,13 @@ def test_a_watched_fit_in_a_process_of_its_own():
     assert all({"dice", "folds_percent_mask", "tre_mean_mm"} <= row.keys() for row in curve.rows)
 
 
-def test_a_fit_that_fails_says_why():
-    curve = curves.watched(Job(small_pair(), "nir", "fast", {"no_such_option": 1}, every=2))
-    assert curve.rows == []
-    assert "no_such_option" in curve.error
+def test_a_fit_that_fails_says_why(monkeypatch):
+    job = Job(small_pair(), "nir", "fast", {"no_such_option": 1}, every=2)
+    with pytest.raises(InputError, match="no_such_option"):
+        curves.measure(job)
+    failed = Cost(1, 0.1, 0.1, 1.0, "some words\nthe last words\n")
+    monkeypatch.setattr(curves, "run", lambda command, environment: failed)
+    assert curves.watched(job) == curves.Curve([], "the last words")
 
 
 def test_looking_changes_nothing():
