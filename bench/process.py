@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,19 +30,35 @@ class Cost:
 
 
 def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Cost:
-    """Runs a command to its end; ``environment`` is added to this process's own."""
+    """Runs a command to its end; ``environment`` is added to this process's own.
+
+    When this process is interrupted meanwhile, so is the command, with whatever it has started.
+    """
     with tempfile.TemporaryDirectory() as folder:
         report, output = Path(folder) / "cost.json", Path(folder) / "output"
         with output.open("wb") as stream:
-            subprocess.run(
+            measuring = subprocess.Popen(
                 [sys.executable, "-I", "-S", __file__, str(report), *command],
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **(environment or {})},
-                check=True,
+                start_new_session=True,
             )
+            try:
+                code = measuring.wait()
+            except BaseException:
+                os.killpg(measuring.pid, signal.SIGKILL)
+                measuring.wait()
+                raise
+        if code:
+            raise subprocess.CalledProcessError(code, measuring.args)
         return Cost(**json.loads(report.read_text()), output=output.read_text(errors="replace"))
+
+
+def end_with_clean_up() -> None:
+    """Lets a termination end this process as an interrupt does, so that no command of ``run`` goes on alone."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def _measure(report: str, command: list[str]) -> None:

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from neuralreg.bench.__main__ import commit
 from neuralreg.bench.pairs import RealPair, find_names, load_pair
-from neuralreg.bench.process import run
+from neuralreg.bench.process import end_with_clean_up, run
 from neuralreg.bench.scores import SCORES, score
 from neuralreg.bench.tools import Settings, Task, Tool, parse_tools
 from neuralreg.errors import NeuralregError
@@ -177,6 +177,7 @@ def _cell(name: str, value: float) -> str:
 
 
 if __name__ == "__main__":
+    end_with_clean_up()
     try:
         typer.run(main)
     except NeuralregError as error:

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from neuralreg.bench.curves import Curve, Job, watched
 from neuralreg.bench.pairs import RealPair, load_pair
+from neuralreg.bench.process import end_with_clean_up
 from neuralreg.bench.scores import SCORES, score
 from neuralreg.cli.register import parse_options
 from neuralreg.errors import InputError, NeuralregError
@@ -235,6 +236,7 @@ def draw(rows: list[dict[str, Any]], start: float, path: Path) -> None:
 
 
 if __name__ == "__main__":
+    end_with_clean_up()
     try:
         app()
     except NeuralregError as error:

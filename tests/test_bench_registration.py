@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from neuralreg.bench import pairs, registration
+from neuralreg.bench import pairs, process, registration
 from neuralreg.bench.pairs import PairSet, RealPair, find_names, load_pair
 from neuralreg.bench.process import run
 from neuralreg.bench.scores import score
@@ -78,6 +81,25 @@ def test_what_a_command_says_and_how_it_ends():
     assert cost.code == 3
     assert cost.output.strip() == "a word"
     assert run(["no-such-command"]).code == 127
+
+
+def test_a_terminated_benchmark_leaves_no_command_behind(tmp_path):
+    started, late = tmp_path / "started", tmp_path / "late"
+    lines = [
+        f"import sys; sys.path.insert(0, {str(Path(process.__file__).parent)!r}); import process",
+        "process.end_with_clean_up()",
+        f"process.run(['sh', '-c', 'touch {started}; sleep 1; touch {late}'])",
+    ]
+    with subprocess.Popen([sys.executable, "-S", "-c", "\n".join(lines)]) as benchmark:
+        for _ in range(500):
+            if started.exists():
+                break
+            time.sleep(0.02)
+        benchmark.terminate()
+        assert benchmark.wait(timeout=10) == 143
+    assert started.exists()
+    time.sleep(1.2)
+    assert not late.exists()
 
 
 # ------------------------------------------------------------------------------------------------------ names
