@@ -106,6 +106,9 @@ def fit(
         InputError: windows, strides and grid do not fit together.
     """
     device = pair.fixed.device
+    if options.min_cell:  # finer cells than the images have detail for only give noise room
+        most = max(options.base, int(max(pair.grid) / options.min_cell))
+        options = replace(options, finest=min(options.finest, most))
     generator = torch.Generator().manual_seed(seed)
     stop = Stop(seconds, options.patience)
     with torch.random.fork_rng(devices=[]):

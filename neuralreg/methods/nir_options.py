@@ -24,7 +24,10 @@ class Options:
     levels: int = 6
     features: int = 4
     base: int = 6
-    finest: int = 36
+    finest: int = (
+        36  # vertices an axis of the finest level, less on grids so small that cells fall below min_cell
+    )
+    min_cell: float = 4.0  # voxels along the longest axis
     log2_table_size: int = 17
     table_range: float = 0.01
     frequencies: int = 128
@@ -91,7 +94,7 @@ class Options:
         for name in (*least[0], *least[1]):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("stride", "patience", "jacobian_weight", "diffusion_weight"):
+        for name in ("stride", "patience", "jacobian_weight", "diffusion_weight", "min_cell"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not self.scales or min(self.scales) < 1:
