@@ -6,6 +6,7 @@ latents take them with every call.
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import asdict, replace
 from typing import Any
@@ -16,7 +17,14 @@ from torch import Tensor, nn
 from neuralreg import kernels
 from neuralreg.kernels.spec import FieldSpec, Flow, Fourier, HashGrid, octaves
 
-FORMAT = 2
+FORMAT = 3
+
+# What a description's kind stands for: a class with ``from_description``, imported when such a field is loaded.
+KINDS = {
+    "field": "neuralreg.fields:Field",
+    "composed": "neuralreg.fields:Composed",
+    "correspondence": "neuralreg.correspondence:CorrespondenceField",
+}
 
 
 class Field(nn.Module):
@@ -72,32 +80,40 @@ class Field(nn.Module):
         encoding = self.spec.encoding
         return {
             "format": FORMAT,
+            "kind": "field",
             "encoding": None if encoding is None else type(encoding).__name__,
             "spec": asdict(self.spec),
             "state": self.state_dict(),
         }
 
+    @staticmethod
+    def from_description(description: dict[str, Any]) -> Field:
+        """The field that ``describe`` described; of a subclass, the plain field that computes the same."""
+        options = dict(description["spec"])
+        if options["encoding"] is not None:
+            kinds = {"HashGrid": HashGrid, "Fourier": Fourier}
+            options["encoding"] = kinds[description["encoding"]](**options["encoding"])
+        if options["flow"] is not None:
+            options["flow"] = Flow(**options["flow"])
+        result = Field(FieldSpec(**options))
+        result.load_state_dict(description["state"])
+        return result
 
-def load_field(description: dict[str, Any]) -> Field | Composed:
+
+def load_field(description: dict[str, Any]) -> nn.Module:
     """The field that ``describe`` described.
 
     Raises:
-        ValueError: written by another format version.
+        ValueError: written by another format version, or of a kind that is not known here.
     """
     if description.get("format") != FORMAT:
         raise ValueError(
             f"field format {description.get('format')!r} is not {FORMAT}, which this version reads"
         )
-    if "inner" in description:
-        return Composed(load_field(description["inner"]), load_field(description["outer"]))
-    options = dict(description["spec"])
-    if options["encoding"] is not None:
-        kinds = {"HashGrid": HashGrid, "Fourier": Fourier}
-        options["encoding"] = kinds[description["encoding"]](**options["encoding"])
-    if options["flow"] is not None:
-        options["flow"] = Flow(**options["flow"])
-    result = Field(FieldSpec(**options))
-    result.load_state_dict(description["state"])
+    if description["kind"] not in KINDS:
+        raise ValueError(f"field kind {description['kind']!r} is not one of {', '.join(KINDS)}")
+    module, _, name = KINDS[description["kind"]].partition(":")
+    result: nn.Module = getattr(importlib.import_module(module), name).from_description(description)
     return result
 
 
@@ -156,7 +172,7 @@ class Siren(Field):
         super().__init__(spec, start_at_zero=start_at_zero)
         _start_matrix(self.matrix, sigma, octaves)
         count = len(hidden) + (0 if start_at_zero else 1)
-        _start_sines(list(self.weights[: 2 * count : 2]), (initial_omega,) * count)
+        start_sines(list(self.weights[: 2 * count : 2]), (initial_omega,) * count)
 
 
 class GatedSiren(Field):
@@ -198,8 +214,8 @@ class GatedSiren(Field):
         super().__init__(spec, start_at_zero=start_at_zero)
         _start_matrix(self.matrix, sigma, 0)
         count = len(hidden)
-        _start_sines(list(self.weights[: 2 * count : 2]), spec.omega)
-        _start_sines(list(self.weights[2 * count + 2 :: 2]), spec.gate_omega)
+        start_sines(list(self.weights[: 2 * count : 2]), spec.omega)
+        start_sines(list(self.weights[2 * count + 2 :: 2]), spec.gate_omega)
 
 
 class VelocityField(Field):
@@ -253,7 +269,17 @@ class Composed(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Both fields in plain types, for :func:`load_field`."""
-        return {"format": FORMAT, "inner": self.inner.describe(), "outer": self.outer.describe()}
+        return {
+            "format": FORMAT,
+            "kind": "composed",
+            "inner": self.inner.describe(),
+            "outer": self.outer.describe(),
+        }
+
+    @staticmethod
+    def from_description(description: dict[str, Any]) -> Composed:
+        """The maps that ``describe`` described."""
+        return Composed(load_field(description["inner"]), load_field(description["outer"]))
 
 
 def _start_matrix(matrix: Tensor | None, sigma: float, octave_count: int) -> None:
@@ -265,7 +291,7 @@ def _start_matrix(matrix: Tensor | None, sigma: float, octave_count: int) -> Non
         nn.init.normal_(matrix, std=sigma)
 
 
-def _start_sines(weights: list[Tensor], omegas: tuple[float, ...]) -> None:
+def start_sines(weights: list[Tensor], omegas: tuple[float, ...]) -> None:
     """Sitzmann et al. 2020, from the first layer on."""
     for index, (weight, omega) in enumerate(zip(weights, omegas, strict=True)):
         fan_in = weight.shape[1]

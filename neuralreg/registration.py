@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from neuralreg.errors import InputError
-from neuralreg.fields import Field
 from neuralreg.fit import Progress
 from neuralreg.images import (
     Image,
@@ -34,7 +33,7 @@ from neuralreg.pair import Pair
 from neuralreg.transforms import Transform, center_alignment, inverse_consistency, read_affine
 from neuralreg.writing import atomic_path
 
-METHODS = {"nir": "neuralreg.methods.nir"}
+METHODS = {"nir": "neuralreg.methods.nir", "ncf": "neuralreg.methods.ncf"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Registration:
         fixed, moving: the images as read.
         field: the fitted network; ``field(x)`` is the displacement in coordinates of [-1, 1].
         history: one dict an iteration: iteration, loss, similarity, regulariser, scale (how often the images were
-            shrunk; losses of one scale compare).
+            shrunk; losses of one scale compare), and the parts of the loss that the method names.
         summary: settings, versions, figures; plain types, ready for JSON.
     """
 
@@ -57,7 +56,7 @@ class Registration:
     warped: Image
     fixed: Image
     moving: Image
-    field: Field
+    field: Any
     history: list[dict[str, Any]]
     summary: dict[str, Any]
 
@@ -100,8 +99,8 @@ def register(
     Args:
         fixed, moving: paths, nibabel or SimpleITK images, tensors or :class:`~neuralreg.images.Image`. Shape, spacing,
             orientation and origin may differ.
-        method: "nir".
-        preset: the method's settings by name: "fast" or "paper-displacement".
+        method: "nir" or "ncf".
+        preset: the method's settings by name: "fast" of each, and others; an unknown one lists them.
         fixed_mask, moving_mask: images on the grid of their image; windows centred outside are left out of the
             similarity.
         initial_transform: affine from fixed to moving physical points: a path (ITK .tfm or .txt, .mat, 4x4 text; LPS)
