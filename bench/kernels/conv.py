@@ -18,7 +18,11 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
         size = (18, 21, 25) if quick else (54, 64, 75)
         random = torch.Generator().manual_seed(0)
         shapes = [(1, 3, *size), (hidden, 3, 3, 3, 3), (hidden,), (3, hidden, 3, 3, 3), (3,)]
-        tensors = [0.2 * torch.randn(shape, generator=random).to(device) for shape in shapes]
+        # Multiples of 1/32, and of 1/2048 between those of 1/1024: no hidden value is near the ReLU's kink, where the
+        # last bit decides over a gradient.
+        tensors = [(6 * torch.randn(shape, generator=random)).round() / 32 for shape in shapes]
+        tensors[2] += 1 / 2048
+        tensors = [t.to(device) for t in tensors]
         upstream = torch.randn(1, 3, *size, generator=random).to(device)
 
         def truth(tensors: list[Tensor] = tensors, upstream: Tensor = upstream) -> tuple[Tensor, ...]:

@@ -91,12 +91,13 @@ def test_many_tiles(on: On, sizes: list[int]) -> None:
 
 @pytest.mark.parametrize("on", CONV)
 def test_float32(on: On) -> None:
-    tensors = draw([21, 17, 19], (3, 32, 3), 1, torch.float32)
+    # No hidden value is near the ReLU's kink, where the last bit decides over a gradient.
+    tensors = [(32 * t).round() / 32 for t in draw([21, 17, 19], (3, 32, 3), 1, torch.float32)]
+    tensors[2] += 1 / 2048
     exact = with_gradients(On("reference", "cpu"), [t.double() for t in tensors])
     for one, other in zip(with_gradients(on, tensors), exact, strict=True):
         assert one.dtype == torch.float32
-        # Sums of 864 products, and of 7000 for the weights; a hidden value at the kink may take the other side.
-        assert_relative(one, other, 1e-5)
+        assert_relative(one, other, 3e-6)  # sums of 864 products, and of 7000 for the weights
 
 
 @pytest.mark.parametrize("on", CONV)
