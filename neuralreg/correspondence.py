@@ -17,8 +17,6 @@ from neuralreg.samplers import axis_coordinates, lattice_coordinates
 class Smoother(nn.Module):
     """Two convolutions ndim -> ``channels`` -> ndim with kernels of 3 an axis and a ReLU between; zeros outside.
 
-    The convolutions hold the parameters; :func:`~neuralreg.kernels.conv_relu_conv` computes both.
-
     ``residual`` adds the input to the result. Either way the first result is the input itself: the second convolution
     starts at zero, or, without the residual path, undoes the first one, which carries x as relu(x) and relu(-x).
 
@@ -32,27 +30,26 @@ class Smoother(nn.Module):
             raise ValueError(f"Smoother: ndim must be 2 or 3, got {ndim}")
         least = 1 if residual else 2 * ndim
         if channels < least:
-            how = "" if residual else "out the residual path"
-            raise ValueError(f"Smoother: needs at least {least} channels with{how}, got {channels}")
-        convolution = nn.Conv2d if ndim == 2 else nn.Conv3d
+            how = "" if residual else " without the residual path"
+            raise ValueError(f"Smoother: needs at least {least} channels{how}, got {channels}")
         self.channels, self.residual = channels, residual
-        self.spread = convolution(ndim, channels, 3, padding=1)
-        self.gather = convolution(channels, ndim, 3, padding=1)
-        for start in (self.spread.bias, self.gather.bias, self.gather.weight):
-            nn.init.zeros_(start)
+        kernel = (3,) * ndim
+        bound = 1 / math.sqrt(ndim * 3**ndim)
+        self.spread = nn.Parameter(torch.empty(channels, ndim, *kernel).uniform_(-bound, bound))
+        self.spread_bias = nn.Parameter(torch.zeros(channels))
+        self.gather = nn.Parameter(torch.zeros(ndim, channels, *kernel))
+        self.gather_bias = nn.Parameter(torch.zeros(ndim))
         if not residual:
-            centre = (slice(None), slice(None), *[1] * ndim)
+            centre = 3**ndim // 2
             both = torch.cat([torch.eye(ndim), -torch.eye(ndim)])
             with torch.no_grad():
-                self.spread.weight[: 2 * ndim] = 0
-                self.spread.weight[: 2 * ndim][centre] = both
-                self.gather.weight[:, : 2 * ndim][centre] = both.T
+                self.spread[: 2 * ndim] = 0
+                self.spread.flatten(2)[: 2 * ndim, :, centre] = both
+                self.gather.flatten(2)[:, : 2 * ndim, centre] = both.T
 
     def forward(self, field: Tensor) -> Tensor:
         """(B, ndim, *spatial) to the same shape."""
-        smoothed = kernels.conv_relu_conv(
-            field, self.spread.weight, self.spread.bias, self.gather.weight, self.gather.bias
-        )
+        smoothed = kernels.conv_relu_conv(field, self.spread, self.spread_bias, self.gather, self.gather_bias)
         return field + smoothed if self.residual else smoothed
 
 

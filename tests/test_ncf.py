@@ -73,8 +73,8 @@ def test_the_smoother_is_two_convolutions(ndim, residual):
     for p in smoother.parameters():
         torch.nn.init.normal_(p)
     convolve = torch.nn.functional.conv2d if ndim == 2 else torch.nn.functional.conv3d
-    hidden = convolve(x, smoother.spread.weight, smoother.spread.bias, padding=1).clamp(min=0)
-    expected = convolve(hidden, smoother.gather.weight, smoother.gather.bias, padding=1)
+    hidden = convolve(x, smoother.spread, smoother.spread_bias, padding=1).clamp(min=0)
+    expected = convolve(hidden, smoother.gather, smoother.gather_bias, padding=1)
     torch.testing.assert_close(smoother(x), expected + x if residual else expected)
 
 
@@ -98,7 +98,7 @@ def test_the_kept_lattice_follows_the_parameters():
     with torch.no_grad():
         before = field(x)
         assert field._lattice_kept() is field._lattice_kept()
-        field.smoother.gather.bias.add_(0.25)
+        field.smoother.gather_bias.add_(0.25)
         torch.testing.assert_close(field(x), before + 0.25)
         field.load_state_dict({name: 2 * value for name, value in field.state_dict().items()})
         assert not torch.equal(field(x), before + 0.25)

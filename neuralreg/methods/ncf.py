@@ -47,7 +47,7 @@ class Options:
     residual: bool = True  # it adds to the coarse field, instead of replacing it
     lattice_step: int = 0  # voxels between points of the field's lattice; 0: the fewest for max_points
     stride: int = 0  # voxels between the points that losses look at; 0: the fewest for max_points
-    max_points: int = 300_000
+    max_points: int = 100_000
     scales: tuple[int, ...] = (
         1,
     )  # how often the images are shrunk, in turn; they share the iterations evenly
@@ -107,7 +107,9 @@ PENALTIES = ("jacobian_weight", "diffusion_weight")
 
 PRESETS = {
     "fast": Options(
+        omega=15.0,
         lattice_step=3,
+        max_points=300_000,
         scales=(2, 1),
         iterations=150,
         lr=3e-4,
@@ -116,7 +118,7 @@ PRESETS = {
         occupancy_weight=0.0,
         lncc_weight=1.0,
         jacobian_weight=50.0,
-        diffusion_weight=1.5,
+        diffusion_weight=2.0,
     ),
     "paper": Options(),
     "paper-encoded": Options(octaves=10, activation="relu", channels=16, lr=1e-3),
