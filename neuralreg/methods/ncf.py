@@ -39,7 +39,7 @@ class Options:
 
     hidden: tuple[int, ...] = (128, 128, 128, 128)  # and a linear layer: five
     activation: str = "sine"
-    omega: float = 30.0  # of the sine
+    omega: float = 10.0  # of the sine
     octaves: int = 0  # of the positional encoding; 0: the coordinates themselves
     output: str = "displacement"  # or position, which learns the identity first
     identity_iterations: int = 150
@@ -51,8 +51,8 @@ class Options:
     scales: tuple[int, ...] = (
         1,
     )  # how often the images are shrunk, in turn; they share the iterations evenly
-    iterations: int = 500
-    lr: float = 1e-4  # of the coarse module
+    iterations: int = 300
+    lr: float = 3e-4  # of the coarse module
     smoother_lr: float = 1e-3
     final_lr: float = 0.1
     photometric: str = "l1"  # or mse
@@ -112,7 +112,6 @@ PRESETS = {
         max_points=300_000,
         scales=(2, 1),
         iterations=150,
-        lr=3e-4,
         photometric_weight=0.0,
         ssim_weight=0.0,
         occupancy_weight=0.0,
