@@ -10,7 +10,7 @@ import torch
 from neuralreg import kernels
 from neuralreg.correspondence import CorrespondenceField, Smoother
 from neuralreg.errors import InputError
-from neuralreg.fields import load_field
+from neuralreg.fields import Composed, HashMLP, load_field
 from neuralreg.methods import ncf
 from neuralreg.methods.ncf import PRESETS, dense_displacement, fit, learn_identity, make_field, make_stages
 from neuralreg.options import resolve
@@ -189,6 +189,8 @@ def test_a_described_field_loads_and_says_the_same(grid, changes, tmp_path):
     assert isinstance(loaded, CorrespondenceField)
     x = torch.rand(7, len(grid)) * 2 - 1
     assert torch.equal(loaded(x), field(x))
+    both = Composed(field, HashMLP(ndim=len(grid), levels=2, base=2, finest=4, hidden=(8,)))
+    assert torch.equal(load_field(both.describe())(x), both(x))
     with pytest.raises(ValueError, match="kind 'spline'"):
         load_field(field.describe() | {"kind": "spline"})
 
@@ -260,3 +262,26 @@ def test_registers_from_the_command_line(tmp_path):
     )
     assert wrong.exit_code == 2
     assert all(name in wrong.stderr for name in PRESETS)
+
+
+def test_the_real_lung_pair(data_folder, tmp_path):
+    """TRE 4.66 mm before; a fifth of the iterations of the default, which reaches 1.60."""
+    import json
+
+    import numpy as np
+
+    from neuralreg import register
+    from neuralreg.landmarks import read_landmarks
+    from neuralreg.metrics import tre
+
+    folder = data_folder / "lung_ct_elastix"
+    shift = json.loads((folder / "prealign.json").read_text())["translation_fixed_to_moving_lps_mm"]
+    initial = np.eye(4)
+    initial[:3, 3] = np.multiply(shift, (-1, -1, 1))
+    images = [str(folder / f"{which}_ct.nii.gz") for which in ("fixed", "moving")]
+    options = {"initial_transform": initial, "window": (-1000, 500), "iterations": 30, "max_points": 50_000}
+    found = register(*images, "ncf", **options)
+    fixed, moving = read_landmarks(folder / "landmarks.csv")
+    error = tre(found.transform.transform_points(fixed, "LPS"), moving)["mean"]
+    assert error < 2.2
+    assert found.summary["folds_percent"] < 0.05
