@@ -5,6 +5,7 @@ Needs torch alone. Each op is a registered ``torch.library`` op with a hand-writ
 """
 
 from .backends import (  # noqa: F401 (register the backends' kernels)
+    cpu_conv,
     cpu_field,
     cpu_image,
     cpu_lattice,
@@ -20,6 +21,7 @@ from .backends import (  # noqa: F401 (register the backends' kernels)
     triton_ops,
 )
 from .backends.registry import BackendError, backends, use_backend
+from .conv import conv_relu_conv
 from .encoding import fourier_encode, hash_encode
 from .field import field, field_jet
 from .flow import Convergence, compose, integrate, invert
@@ -44,6 +46,7 @@ __all__ = [
     "backends",
     "bending_loss",
     "compose",
+    "conv_relu_conv",
     "diffusion_loss",
     "field",
     "field_jet",

@@ -256,6 +256,12 @@ def cases() -> dict[str, Case]:
             1e-5,
             1e-3,
         ),
+        "conv_relu_conv": Case(
+            (displacement, normal(10, 3, 3, 3, 3), normal(10), normal(3, 10, 3, 3, 3), normal(3)),
+            lambda t, b: kernels.conv_relu_conv(*t, backend=b),
+            1e-5,
+            1e-4,
+        ),
         "table_adam": Case(
             (parameters[0], normal(*parameters[0].shape).relu(), *torch.zeros(2, *parameters[0].shape)),
             _adam_step,

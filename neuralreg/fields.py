@@ -6,6 +6,7 @@ latents take them with every call.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -17,7 +18,15 @@ from torch import Tensor, nn
 from neuralreg import kernels
 from neuralreg.kernels.spec import FieldSpec, Flow, Fourier, HashGrid, octaves
 
-FORMAT = 2
+FORMAT = 3
+
+# What a description's kind stands for: a class with ``from_description``, imported when such a field is loaded.
+KINDS = {
+    "field": "neuralreg.fields:Field",
+    "composed": "neuralreg.fields:Composed",
+    "stretched": "neuralreg.fields:Stretched",
+    "correspondence": "neuralreg.correspondence:CorrespondenceField",
+}
 
 
 class Field(nn.Module):
@@ -73,34 +82,40 @@ class Field(nn.Module):
         encoding = self.spec.encoding
         return {
             "format": FORMAT,
+            "kind": "field",
             "encoding": None if encoding is None else type(encoding).__name__,
             "spec": asdict(self.spec),
             "state": self.state_dict(),
         }
 
+    @staticmethod
+    def from_description(description: dict[str, Any]) -> Field:
+        """The field that ``describe`` described; of a subclass, the plain field that computes the same."""
+        options = dict(description["spec"])
+        if options["encoding"] is not None:
+            kinds = {"HashGrid": HashGrid, "Fourier": Fourier}
+            options["encoding"] = kinds[description["encoding"]](**options["encoding"])
+        if options["flow"] is not None:
+            options["flow"] = Flow(**options["flow"])
+        result = Field(FieldSpec(**options))
+        result.load_state_dict(description["state"])
+        return result
 
-def load_field(description: dict[str, Any]) -> Field | Composed | Stretched:
+
+def load_field(description: dict[str, Any]) -> nn.Module:
     """The field that ``describe`` described.
 
     Raises:
-        ValueError: written by another format version.
+        ValueError: written by another format version, or of a kind that is not known here.
     """
     if description.get("format") != FORMAT:
         raise ValueError(
             f"field format {description.get('format')!r} is not {FORMAT}, which this version reads"
         )
-    if "stretched" in description:
-        return Stretched(load_field(description["stretched"]), description["factor"])
-    if "inner" in description:
-        return Composed(load_field(description["inner"]), load_field(description["outer"]))
-    options = dict(description["spec"])
-    if options["encoding"] is not None:
-        kinds = {"HashGrid": HashGrid, "Fourier": Fourier}
-        options["encoding"] = kinds[description["encoding"]](**options["encoding"])
-    if options["flow"] is not None:
-        options["flow"] = Flow(**options["flow"])
-    result = Field(FieldSpec(**options))
-    result.load_state_dict(description["state"])
+    if description["kind"] not in KINDS:
+        raise ValueError(f"field kind {description['kind']!r} is not one of {', '.join(KINDS)}")
+    module, _, name = KINDS[description["kind"]].partition(":")
+    result: nn.Module = getattr(importlib.import_module(module), name).from_description(description)
     return result
 
 
@@ -275,7 +290,17 @@ class Stretched(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """The inner field and the factor in plain types, for :func:`load_field`."""
-        return {"format": FORMAT, "stretched": self.inner.describe(), "factor": self.factor.tolist()}
+        return {
+            "format": FORMAT,
+            "kind": "stretched",
+            "inner": self.inner.describe(),
+            "factor": self.factor.tolist(),
+        }
+
+    @staticmethod
+    def from_description(description: dict[str, Any]) -> Stretched:
+        """The map that ``describe`` described."""
+        return Stretched(load_field(description["inner"]), description["factor"])
 
 
 class Composed(nn.Module):
@@ -302,7 +327,17 @@ class Composed(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Both fields in plain types, for :func:`load_field`."""
-        return {"format": FORMAT, "inner": self.inner.describe(), "outer": self.outer.describe()}
+        return {
+            "format": FORMAT,
+            "kind": "composed",
+            "inner": self.inner.describe(),
+            "outer": self.outer.describe(),
+        }
+
+    @staticmethod
+    def from_description(description: dict[str, Any]) -> Composed:
+        """The maps that ``describe`` described."""
+        return Composed(load_field(description["inner"]), load_field(description["outer"]))
 
 
 def start_matrix(matrix: Tensor | None, sigma: float, octave_count: int) -> None:

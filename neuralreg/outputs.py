@@ -49,6 +49,8 @@ def summary_rows(registration: Registration) -> list[tuple[str, str]]:
     """The few numbers that tell whether a registration went well, as (name, value) for people."""
     summary, history = registration.summary, registration.history
     rows = [("method", f"{summary['method']}, preset {summary['preset']}")] if "preset" in summary else []
+    if "parameters" in summary:
+        rows.append(("parameters", f"{summary['parameters']:,}"))
     if history:
         # Only losses of one scale compare.
         first = next(entry for entry in history if entry.get("scale") == history[-1].get("scale"))

@@ -32,7 +32,7 @@ from neuralreg.pair import Pair
 from neuralreg.transforms import Transform, center_alignment, inverse_consistency, read_affine
 from neuralreg.writing import atomic_path
 
-METHODS = {"nir": "neuralreg.methods.nir"}
+METHODS = {"nir": "neuralreg.methods.nir", "ncf": "neuralreg.methods.ncf"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Registration:
         fixed, moving: the images as read.
         field: the fitted network; ``field(x)`` is the displacement in coordinates of [-1, 1].
         history: one dict an iteration: iteration, loss, similarity, regulariser, scale (how often the images were
-            shrunk; losses of one scale compare).
+            shrunk; losses of one scale compare), and the parts of the loss that the method names.
         summary: settings, versions, figures; plain types, ready for JSON.
     """
 
@@ -55,7 +55,7 @@ class Registration:
     warped: Image
     fixed: Image
     moving: Image
-    field: torch.nn.Module
+    field: Any
     history: list[dict[str, Any]]
     summary: dict[str, Any]
 
@@ -64,7 +64,7 @@ class Registration:
         content = {
             "method": self.summary["method"],
             "options": self.summary["options"],
-            "field": self.field.describe(),  # type: ignore[operator]
+            "field": self.field.describe(),
             "fixed_shape": list(self.transform.fixed.shape),
             "fixed_affine": torch.from_numpy(self.transform.fixed.affine),
             "initial": torch.from_numpy(np.asarray(self.transform.initial)),
@@ -101,8 +101,8 @@ def register(
     Args:
         fixed, moving: paths, nibabel or SimpleITK images, tensors or :class:`~neuralreg.images.Image`. Shape, spacing,
             orientation and origin may differ.
-        method: "nir".
-        preset: the method's settings by name, as "fast"; a wrong name is answered with the list.
+        method: "nir" or "ncf".
+        preset: the method's settings by name: "fast" of each, and others; an unknown one lists them.
         fixed_mask, moving_mask: images on the grid of their image; windows centred outside are left out of the
             similarity.
         initial_transform: affine from fixed to moving physical points: a path (ITK .tfm or .txt, .mat, 4x4 text; LPS)

@@ -36,6 +36,8 @@ void bind_sampling(py::module_& m, const std::string& suffix);
 template <class T>
 void bind_image(py::module_& m, const std::string& suffix);
 template <class T>
+void bind_conv(py::module_& m, const std::string& suffix);
+template <class T>
 void bind_lattice(py::module_& m, const std::string& suffix);
 
 }  // namespace nr

@@ -12,6 +12,8 @@ PYBIND11_MODULE(NR_MODULE_NAME, m) {
     nr::bind_field<double>(m, "_f64");
     nr::bind_image<float>(m, "_f32");
     nr::bind_image<double>(m, "_f64");
+    nr::bind_conv<float>(m, "_f32");
+    nr::bind_conv<double>(m, "_f64");
     nr::bind_lattice<float>(m, "_f32");
     nr::bind_lattice<double>(m, "_f64");
 }

@@ -3,6 +3,7 @@
 // "not wanted".
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -245,6 +246,24 @@ PenaltyTotal jacobian_penalty_forward(int ndim, int64_t n, Penalty penalty, doub
 template <class T>
 void jacobian_penalty_backward(int ndim, int64_t n, Penalty penalty, double threshold, double scale,
                                const T* jacobians, T* grad_jacobians, int threads);
+
+// --- conv.cpp
+
+// x (batch, in, *size), w1 (hidden, in, *kernel), w2 (out, hidden, *kernel), kernels of 3 an axis; 2 or 3
+// axes.
+struct ConvShape {
+    int64_t batch = 0, in = 0, hidden = 0, out = 0;
+    std::vector<int64_t> size;
+};
+
+// y = w2 * relu(w1 * x + b1) + b2, zeros outside.
+template <class T>
+void conv_relu_conv_forward(const ConvShape& shape, const T* x, const T* w1, const T* b1, const T* w2,
+                            const T* b2, T* y, int threads);
+// grad_parameters: of w1, b1, w2, b2.
+template <class T>
+void conv_relu_conv_backward(const ConvShape& shape, const T* grad_y, const T* x, const T* w1, const T* b1,
+                             const T* w2, T* grad_x, const std::array<T*, 4>& grad_parameters, int threads);
 
 // --- diffusion.cpp, bending.cpp: the mean, and scale times its gradient
 

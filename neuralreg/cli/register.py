@@ -90,8 +90,13 @@ def command(
             help="Replace NaN and infinity by this value instead of refusing.", rich_help_panel=_INPUTS
         ),
     ] = None,
-    method: Annotated[str, typer.Option(help="Registration method.", rich_help_panel=_RUN)] = "nir",
-    preset: Annotated[str, typer.Option(help="Settings of the method.", rich_help_panel=_RUN)] = "fast",
+    method: Annotated[
+        str, typer.Option(help="Registration method: nir or ncf.", rich_help_panel=_RUN)
+    ] = "nir",
+    preset: Annotated[
+        str,
+        typer.Option(help="Settings of the method by name; an unknown one lists them.", rich_help_panel=_RUN),
+    ] = "fast",
     iterations: Annotated[
         int | None,
         typer.Option(help="Iterations in all; the preset's own number by default.", rich_help_panel=_RUN),

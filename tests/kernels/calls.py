@@ -124,6 +124,16 @@ def calls(dtype: torch.dtype) -> dict[str, Call]:
         ),
         "field_jet": (kernels.field_jet, [x3, parameters(SPECS["grid"]), SPECS["grid"]], {}),
         "field_jet flow": (kernels.field_jet, [x3, parameters(SPECS["flow"]), SPECS["flow"]], {}),
+        "conv_relu_conv": (
+            kernels.conv_relu_conv,
+            [u, *[leaf(randn(*shape)) for shape in ((9, 3, 3, 3, 3), (9,), (2, 9, 3, 3, 3), (2,))]],
+            {},
+        ),
+        "conv_relu_conv 2-D": (
+            kernels.conv_relu_conv,
+            [flat.detach(), *[leaf(randn(*shape)) for shape in ((4, 2, 3, 3), (4,), (2, 4, 3, 3), (2,))]],
+            {},
+        ),
     }
 
 

@@ -27,7 +27,7 @@ PUBLIC = (
         "invert",
         "refine",
     ),
-    *("fourier_encode", "hash_encode", "field", "field_jet", "table_adam"),
+    *("fourier_encode", "hash_encode", "field", "field_jet", "table_adam", "conv_relu_conv"),
 )
 BACKENDS = ["reference"] + (["cpu"] if registry.available("cpu")[0] else [])
 
