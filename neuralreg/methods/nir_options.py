@@ -143,13 +143,15 @@ _PAPER = Options(
     start_at_zero=False,
 )
 
+_DIFFEOMORPHIC = Options(
+    output="velocity", integrator="squaring", bounded=False, flow_time=1.0, diffusion_weight=3.5
+)
+
 PRESETS = {
     "fast": Options(),
-    "fast-diffeomorphic": Options(
-        output="velocity", integrator="squaring", bounded=False, flow_time=1.0, diffusion_weight=3.5
-    ),
-    # Lung CT: smoother, with windows that hold vessels; chosen on the lung pair of the README
-    "fast-lung": Options(lncc_window=7, diffusion_weight=3.0),
+    "fast-diffeomorphic": _DIFFEOMORPHIC,
+    # Windows that hold a few vessels; chosen on the lung pair of the README
+    "fast-lung": replace(_DIFFEOMORPHIC, lncc_window=7),
     "paper-displacement": _PAPER,
     "paper-diffeomorphic": replace(_PAPER, output="velocity"),
     # 200 iterations for each field; the length of the second phase is ours
