@@ -79,7 +79,7 @@ def test_the_best_state_is_kept():
             break
     assert ended == 70
     plateau.restore()
-    assert float(x) == 40, "the last look at which the smoothed loss was smallest"
+    assert float(x.detach()) == 40, "the last look at which the smoothed loss was smallest"
 
 
 def test_without_patience_nothing_is_kept():
