@@ -80,9 +80,8 @@ def minimise(
             share = spent()
             if share >= end - 1e-9:
                 break
-            fall = min(
-                1.0, share * iterations / max(1, iterations - 1)
-            )  # the last iteration has the last rate
+            # the last iteration has the last rate
+            fall = min(1.0, share * iterations / max(1, iterations - 1))
             for group, lr in zip(optimiser.param_groups, start, strict=True):
                 group["lr"] = lr * (1 - (1 - final_lr) * fall)
             optimiser.zero_grad(set_to_none=True)

@@ -13,10 +13,10 @@ import sys
 from neuralreg.errors import InputError
 from neuralreg.pair import Pair
 
-VOXEL_BYTES = (
-    44  # a voxel of the larger grid, once the fit is done: two displacements, the warped image, scores
-)
-POINT_BYTES = 260  # a point of an iteration: coordinates, displacements, images, their gradients
+# A voxel of the larger grid, once the fit is done: two displacements, the warped image, scores.
+VOXEL_BYTES = 44
+# A point of an iteration: coordinates, displacements, images, their gradients.
+POINT_BYTES = 260
 FEWEST_POINTS = 2000  # below, windows and penalties have nothing to work with
 MB = 1 << 20
 

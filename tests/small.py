@@ -44,3 +44,19 @@ def call(*arguments: Any) -> Any:
     from neuralreg.cli import app
 
     return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def pair_folder(folder: Path) -> Path:
+    """The folder with a good pair, fixed.nii.gz and moving.nii.gz, and an empty folder out."""
+    save(folder / "fixed.nii.gz", blobs())
+    save(folder / "moving.nii.gz", blobs(shift=1.0))
+    (folder / "out").mkdir()
+    return folder
+
+
+def register(
+    folder: Path, *more: Any, fixed: Any = "fixed.nii.gz", moving: Any = "moving.nii.gz"
+) -> list[Any]:
+    """The arguments that register a folder's pair."""
+    out = ["--transform-out", folder / "out/t.nii.gz", "--summary", folder / "out/s.json"]
+    return ["register", "--fixed", folder / fixed, "--moving", folder / moving, *FAST, *out, *more]

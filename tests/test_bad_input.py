@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from tests.small import FAST, SHAPE, blobs, call, save
+from tests.small import SHAPE, blobs, call, pair_folder, register, save
 
 Arguments = list[Any]
 
@@ -24,17 +24,7 @@ PIXDIM, SROW_Z = 76, 312
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """A folder with a good pair, fixed.nii.gz and moving.nii.gz, and an empty folder out."""
-    save(tmp_path / "fixed.nii.gz", blobs())
-    save(tmp_path / "moving.nii.gz", blobs(shift=1.0))
-    (tmp_path / "out").mkdir()
-    return tmp_path
-
-
-def register(
-    folder: Path, *more: Any, fixed: Any = "fixed.nii.gz", moving: Any = "moving.nii.gz"
-) -> Arguments:
-    out = ["--transform-out", folder / "out/t.nii.gz", "--summary", folder / "out/s.json"]
-    return ["register", "--fixed", folder / fixed, "--moving", folder / moving, *FAST, *out, *more]
+    return pair_folder(tmp_path)
 
 
 def refused(folder: Path, arguments: Arguments) -> str:
@@ -360,64 +350,3 @@ def test_out_of_memory_is_told(images: Path, monkeypatch: Any) -> None:
         line = refused(images, register(images))
         assert "out of memory" in line
         assert "stride" in line
-
-
-IN_PROCESS = """
-import os, resource, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-import neuralreg.methods.nir as nir
-what = sys.argv.pop(1)
-fit = nir.minimise
-calls = []
-def spoiled(steps, *args, **options):
-    def one():
-        calls.append(1)
-        if what == "memory":
-            import torch
-            torch.empty(1 << 42)
-        elif len(calls) == 3:
-            os.kill(os.getpid(), getattr(signal, what))
-        return steps[0]()
-    return fit([one], *args, **options)
-nir.minimise = spoiled
-if what == "memory":  # far above what the process needs and far below what it will ask for
-    resource.setrlimit(resource.RLIMIT_AS, (1 << 38, 1 << 38))
-from neuralreg.cli import main
-main()
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="signals and address space limits as Linux has them")
-@pytest.mark.parametrize(
-    ("what", "code", "word"),
-    [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, ""), ("memory", 2, "out of memory")],
-)
-def test_stopped_in_the_middle(images: Path, what: str, code: int, word: str) -> None:
-    before = sorted(images.rglob("*"))
-    arguments = [str(a) for a in register(images, "--warped-out", images / "out/w.nii.gz")]
-    done = subprocess.run(
-        [sys.executable, "-c", IN_PROCESS, what, *arguments], capture_output=True, text=True
-    )
-    assert done.returncode == code, done.stderr
-    assert word in done.stderr
-    assert "Traceback" not in done.stderr
-    assert sorted(images.rglob("*")) == before
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_stopped_while_writing(images: Path, error: BaseException, monkeypatch: Any) -> None:
-    """The last of several files fails half-way: none of them stays, and an older file is as it was."""
-    from neuralreg.cli import register as module
-
-    def half(registration: Any, path: Path) -> None:
-        path.write_text('{"half":')
-        raise error
-
-    (images / "out/t.nii.gz").write_text("older")
-    before = sorted(images.rglob("*"))
-    monkeypatch.setattr(module, "_write_summary", half)
-    result = call(*register(images))
-    assert result.exit_code == (130 if isinstance(error, KeyboardInterrupt) else 2)
-    assert len(result.stderr.splitlines()) == 1
-    assert sorted(images.rglob("*")) == before
-    assert (images / "out/t.nii.gz").read_text() == "older"

@@ -251,14 +251,19 @@ def test_a_scale_without_room_for_a_window_is_left_out():
         ("dropout", "1", "dropout"),
         ("first_share", "0", "first_share"),
         ("integrator", "heun", "rk4"),
+        ("hybrid", "true", "needs one lattice"),
+        ("nir_compat", "true", "needs one lattice"),
+        ("jacobian", "analytic", "needs one lattice"),
+        ("sampler", "patches", "needs one lattice"),
         ("output", "position", "displacement, velocity"),
         ("patches", "0", "at least 1"),
         ("lncc_window", "five", "int"),
     ],
 )
 def test_bad_options_are_told_in_one_line(name, value, words):
+    preset = "fast-diffeomorphic" if words == "needs one lattice" else "fast"
     with pytest.raises(InputError, match=words) as caught:
-        resolve(PRESETS, "fast", {name: value}, "nir")
+        resolve(PRESETS, preset, {name: value}, "nir")
     assert "\n" not in str(caught.value)
 
 

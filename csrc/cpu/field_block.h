@@ -42,13 +42,9 @@ struct FieldPlan {
         // block by block.
         encoded_at_once = capacity;
         if (shape.encoding == Encoding::kGrid && !shape.steps) {
-            int64_t entries = 0;
-            for (const GridLevel& level : input.levels)
-                entries += level.hashed ? level.mask + int64_t{1}
-                                        : int64_t{1} * level.vertices[0] * level.vertices[1] *
-                                              (shape.ndim == 3 ? level.vertices[2] : 1);
+            const GridLevel& last = input.levels.back();
             const int64_t row = (1 + tangents) * row_stride<T>(shape.inputs());
-            encoded_at_once *= entries * shape.grid.features > kEncoded
+            encoded_at_once *= (last.offset + last.entries) * shape.grid.features > kEncoded
                                    ? std::max<int64_t>(1, kEncoded / (row * capacity))
                                    : 16;
         }

@@ -26,6 +26,7 @@ struct GridLevel {
     bool smooth;
     uint32_t mask;   // of a hashed level: entries - 1
     int64_t offset;  // first entry of the level in the table
+    int64_t entries;
 };
 
 inline std::vector<GridLevel> grid_levels(const GridShape& grid) {
@@ -35,20 +36,25 @@ inline std::vector<GridLevel> grid_levels(const GridShape& grid) {
         int64_t vertices = 1;
         for (int d = 0; d < grid.ndim && vertices <= grid.table_size; ++d) vertices *= resolution;
         const bool hashed = vertices > grid.table_size;
+        const int64_t entries = hashed ? grid.table_size : vertices;
         levels.push_back({{resolution, resolution, resolution},
                           hashed,
                           grid.smooth,
                           static_cast<uint32_t>(grid.table_size - 1),
-                          offset});
-        offset += hashed ? grid.table_size : vertices;
+                          offset,
+                          entries});
+        offset += entries;
     }
     return levels;
 }
 
 // A volume (*size, channels) as a grid of one dense level.
 inline GridLevel volume_level(const std::vector<int64_t>& size) {
-    GridLevel level{{1, 1, 1}, false, false, 0, 0};
-    for (size_t d = 0; d < size.size(); ++d) level.vertices[d] = static_cast<int32_t>(size[d]);
+    GridLevel level{{1, 1, 1}, false, false, 0, 0, 1};
+    for (size_t d = 0; d < size.size(); ++d) {
+        level.vertices[d] = static_cast<int32_t>(size[d]);
+        level.entries *= size[d];
+    }
     return level;
 }
 

@@ -127,7 +127,7 @@ def fit(
         )
         first = make_field(first_options, pair.ndim).to(device)
         share = options.first_share
-        inner, history = fit_field(
+        _, history = fit_field(
             pair, first_options, first, None, generator, stop.part(share), progress, "first field", watch
         )
         second = make_field(second_options, pair.ndim).to(device)
@@ -148,7 +148,6 @@ def fit(
             "second field",
             watch_second,
         )
-        del inner
         return outer, history + [{**record, "iteration": done + record["iteration"]} for record in more]
 
 
@@ -287,7 +286,7 @@ def sampled_loss(
     sample = sampler.draw()
     x = sample.coordinates()
     if sample.regular and options.jacobian == "lattice":
-        if isinstance(field, SquaredField) and isinstance(sampler, Downsize):
+        if isinstance(field, SquaredField):
             displacement = field.squared(sample.displacement(field.velocity(x)), options.squarings)
         else:
             displacement = sample.displacement(field(x))

@@ -9,6 +9,7 @@ from neuralreg.losses import SIMILARITIES, WINDOWED
 ENCODINGS = ("grid", "fourier", "octaves", "none")
 OUTPUTS = ("displacement", "velocity")
 INTEGRATORS = ("rk4", "euler", "squaring")
+WHOLE_LATTICES = ("downsize", "center", "whole")
 SAMPLERS = ("downsize", "center", "jitter", "continuous", "patches", "random", "whole")
 
 
@@ -17,17 +18,13 @@ class Options:
     """Every choice of NIR. The defaults are preset ``fast``."""
 
     # The field
-    encoding: str = (
-        "grid"  # grid: multi-resolution features; fourier: random features; octaves: 2^0 .. 2^7; none
-    )
+    encoding: str = "grid"  # multi-resolution features; fourier: random ones; octaves: 2^0 .. 2^7; none
     activation: str = ""  # relu, sine, tanh, softplus, silu; "": relu behind a grid, sine otherwise
     levels: int = 6
     features: int = 4
     base: int = 6
-    finest: int = (
-        36  # vertices an axis of the finest level, less on grids so small that cells fall below min_cell
-    )
-    min_cell: float = 4.0  # voxels along the longest axis
+    finest: int = 36  # vertices an axis of the finest level; fewer where its cells would fall below min_cell
+    min_cell: float = 4.0  # voxels along the longest axis; 0: any
     log2_table_size: int = 17
     table_range: float = 0.01
     frequencies: int = 128
@@ -39,16 +36,16 @@ class Options:
     hidden: tuple[int, ...] = (64, 64)
     output: str = "displacement"  # or velocity, whose flow is followed
     bounded: bool = True  # a velocity passes through tanh
-    integrator: str = "rk4"  # of a velocity: rk4, euler, or squaring (on the sampled lattice)
+    integrator: str = (
+        "rk4"  # of a velocity: rk4, euler, or squaring, for which the sample is a lattice of the grid
+    )
     flow_time: float = 0.2
     flow_steps: int = 4
     squarings: int = 4  # of the sampled lattice's velocity
     # Where an iteration looks
     sampler: str = "downsize"  # one of SAMPLERS, or two with + between
-    scales: tuple[int, ...] = (
-        2,
-        1,
-    )  # how often the images are shrunk, in turn; the iterations are shared evenly
+    # how often the images are shrunk, in turn; the iterations are shared evenly
+    scales: tuple[int, ...] = (2, 1)
     stride: int = 0  # voxels between lattice points; 0: the smallest that leaves at most max_points
     max_points: int = 300_000  # also the number of random points
     patches: int = 8
@@ -116,6 +113,14 @@ class Options:
                         f"{option} random draws points without neighbours, similarity {self.similarity} needs windows: "
                         "take similarity=ncc, mse or l1, or another sampler"
                     )
+        squared = self.output == "velocity" and self.integrator == "squaring"
+        if squared and (
+            self.sampler not in WHOLE_LATTICES or self.jacobian != "lattice" or self.hybrid or self.nir_compat
+        ):
+            raise ValueError(
+                f"integrator squaring needs one lattice over the grid: sampler {', '.join(WHOLE_LATTICES)}, jacobian "
+                "lattice, neither hybrid nor nir_compat; take rk4 or euler"
+            )
         if self.zero_rule and self.similarity != "lncc":
             raise ValueError(f"zero_rule belongs to similarity lncc, not to {self.similarity}")
         if self.dropout and self.similarity == "ncc":
