@@ -28,7 +28,7 @@ COLUMNS = (
 
 def main(
     quick: Annotated[bool, typer.Option(help="Small volumes, few rounds.")] = False,
-    only: Annotated[str, typer.Option("--filter", help="Only ops whose name contains this.")] = "",
+    only: Annotated[str, typer.Option("--filter", help="Only ops, or works, whose name contains this.")] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0, ...")] = "cpu",
     seconds: Annotated[
         float, typer.Option(help="Time for the rounds of one case; three are made at least.")
@@ -45,10 +45,11 @@ def main(
         f"products at {rate / 1e9:.0f} GFLOP/s"
     )
     rows = []
-    for module in sorted(module.name for module in pkgutil.iter_modules(suite.__path__)):
-        if only not in module:
-            continue
+    modules = sorted(module.name for module in pkgutil.iter_modules(suite.__path__))
+    for module in [name for name in modules if only in name] or modules:
         for case in importlib.import_module(f"{suite.__name__}.{module}").cases(target, quick):
+            if only not in module and only not in case.work:
+                continue
             found = measure(
                 case, target, rounds=5 if quick else 15, budget=min(seconds, 5 if quick else seconds)
             )
@@ -56,7 +57,7 @@ def main(
             show(console, case, found, floor)
             rows += [row(case, one, floor, name) for one in found]
     if not rows:
-        raise typer.BadParameter(f"no op's name contains {only!r}", param_hint="--filter")
+        raise typer.BadParameter(f"no op's or work's name contains {only!r}", param_hint="--filter")
     if out is not None:
         with atomic_path(out) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)

@@ -10,17 +10,27 @@ from torch import Tensor
 from .backends import registry
 from .backends.reference import field as reference
 from .encoding import check_same_kind
-from .spec import FieldSpec, flatten
+from .spec import FieldSpec, HashGrid, flatten
+
+LARGE_TABLE = 1 << 20  # numbers; below, a table stays in the cache and encoding again is cheaper than memory
+KEPT_BYTES = 128 << 20
 
 
+# The forwards return what their backward shall find again as a last tensor, empty where it recomputes.
 @torch.library.custom_op("neuralreg::field_forward", mutates_args=())
-def _forward(x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float], backend: str) -> Tensor:
-    return registry.implementation("field_forward", backend)(x, tensors, ints, floats)
+def _forward(
+    x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float], keep: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    kept = _kept(x, tensors, ints, floats, False, keep, backend)
+    run = registry.implementation("field_forward", backend)
+    return run(x, tensors, ints, floats, *_given(kept)), kept
 
 
 @_forward.register_fake
-def _(x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float], backend: str) -> Tensor:
-    return x.new_empty(x.shape[0], ints[1])
+def _(
+    x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float], keep: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0], ints[1]), _kept(x, tensors, ints, floats, False, keep, backend)
 
 
 @torch.library.custom_op("neuralreg::field_backward", mutates_args=())
@@ -28,12 +38,14 @@ def _backward(
     grad: Tensor,
     x: Tensor,
     tensors: list[Tensor],
+    kept: Tensor,
     ints: list[int],
     floats: list[float],
     want: list[bool],
     backend: str,
 ) -> list[Tensor]:
-    return registry.implementation("field_backward", backend)(grad, x, tensors, ints, floats, want)
+    run = registry.implementation("field_backward", backend)
+    return run(grad, x, tensors, ints, floats, want, *_given(kept))
 
 
 @_backward.register_fake
@@ -41,6 +53,7 @@ def _(
     grad: Tensor,
     x: Tensor,
     tensors: list[Tensor],
+    kept: Tensor,
     ints: list[int],
     floats: list[float],
     want: list[bool],
@@ -51,16 +64,19 @@ def _(
 
 @torch.library.custom_op("neuralreg::field_jet_forward", mutates_args=())
 def _jet_forward(
-    x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float], backend: str
-) -> tuple[Tensor, Tensor]:
-    return registry.implementation("field_jet_forward", backend)(x, tensors, ints, floats)
+    x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float], keep: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    kept = _kept(x, tensors, ints, floats, True, keep, backend)
+    run = registry.implementation("field_jet_forward", backend)
+    return *run(x, tensors, ints, floats, *_given(kept)), kept
 
 
 @_jet_forward.register_fake
 def _(
-    x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float], backend: str
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape[0], ints[1]), x.new_empty(x.shape[0], ints[1], x.shape[1])
+    x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float], keep: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    kept = _kept(x, tensors, ints, floats, True, keep, backend)
+    return x.new_empty(x.shape[0], ints[1]), x.new_empty(x.shape[0], ints[1], x.shape[1]), kept
 
 
 @torch.library.custom_op("neuralreg::field_jet_backward", mutates_args=())
@@ -69,13 +85,14 @@ def _jet_backward(
     grad_jacobian: Tensor,
     x: Tensor,
     tensors: list[Tensor],
+    kept: Tensor,
     ints: list[int],
     floats: list[float],
     want: list[bool],
     backend: str,
 ) -> list[Tensor]:
     run = registry.implementation("field_jet_backward", backend)
-    return run(grad, grad_jacobian, x, tensors, ints, floats, want)
+    return run(grad, grad_jacobian, x, tensors, ints, floats, want, *_given(kept))
 
 
 @_jet_backward.register_fake
@@ -84,6 +101,7 @@ def _(
     grad_jacobian: Tensor,
     x: Tensor,
     tensors: list[Tensor],
+    kept: Tensor,
     ints: list[int],
     floats: list[float],
     want: list[bool],
@@ -92,31 +110,63 @@ def _(
     return _gradients_like(x, tensors, want)
 
 
+def _kept(
+    x: Tensor,
+    tensors: list[Tensor],
+    ints: list[int],
+    floats: list[float],
+    jet: bool,
+    keep: bool,
+    backend: str,
+) -> Tensor:
+    if not keep:
+        return x.new_empty(0)
+    room: Tensor = registry.implementation("field_kept", backend)(x, tensors, ints, floats, jet)
+    return room
+
+
+def _given(kept: Tensor) -> tuple[Tensor, ...]:
+    return (kept,) if kept.numel() else ()
+
+
 def _gradients_like(x: Tensor, tensors: list[Tensor], want: list[bool]) -> list[Tensor]:
     return [x.new_empty(t.shape if w else (0,)) for t, w in zip([x, *tensors], want, strict=True)]
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, tensors, ctx.ints, ctx.floats, ctx.backend = inputs
-    ctx.save_for_backward(x, *tensors)
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, tensors, ctx.ints, ctx.floats, _, ctx.backend = inputs
+    kept = output[-1]
+    ctx.mark_non_differentiable(kept)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, kept, *tensors)
 
 
 def _gradients(ctx: Any, backward: Any, *upstream: Tensor) -> tuple[Any, ...]:
-    x, *tensors = ctx.saved_tensors
+    x, kept, *tensors = ctx.saved_tensors
     want_x, want_tensors = ctx.needs_input_grad[:2]
     if not isinstance(want_tensors, (list, tuple)):
         want_tensors = [want_tensors] * len(tensors)
     want = [want_x, *want_tensors]
-    grads = backward(*upstream, x, tensors, ctx.ints, ctx.floats, want, ctx.backend)
-    kept = [g if w else None for g, w in zip(grads, want, strict=True)]
-    return kept[0], kept[1:], None, None, None
+    grads = backward(*upstream, x, tensors, kept, ctx.ints, ctx.floats, want, ctx.backend)
+    found = [g if w else None for g, w in zip(grads, want, strict=True)]
+    return found[0], found[1:], None, None, None, None
 
 
-def _grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return _gradients(ctx, _backward, grad)
+def _nothing(ctx: Any) -> tuple[Any, ...]:
+    return None, [None] * (len(ctx.saved_tensors) - 2), None, None, None, None
 
 
-def _jet_grad(ctx: Any, grad: Tensor, grad_jacobian: Tensor) -> tuple[Any, ...]:
+def _grad(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
+    return _nothing(ctx) if grad is None else _gradients(ctx, _backward, grad)
+
+
+def _jet_grad(ctx: Any, grad: Tensor | None, grad_jacobian: Tensor | None, *_: None) -> tuple[Any, ...]:
+    if grad is None and grad_jacobian is None:
+        return _nothing(ctx)
+    x, out = ctx.saved_tensors[0], ctx.ints[1]
+    grad = x.new_zeros(len(x), out) if grad is None else grad
+    if grad_jacobian is None:
+        grad_jacobian = x.new_zeros(len(x), out, x.shape[1])
     return _gradients(ctx, _jet_backward, grad, grad_jacobian)
 
 
@@ -131,6 +181,7 @@ def field(
     *,
     latent: Tensor | None = None,
     volume: Tensor | None = None,
+    recompute: bool | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """A neural field at points: encoding, latents, layers, output and flow in one op; see :class:`FieldSpec`.
@@ -142,6 +193,8 @@ def field(
         spec: what the field is made of.
         latent: (spec.latent,) for all points, or (N, spec.latent).
         volume: (spec.latent_volume, *size), read at x as :func:`hash_encode` reads a dense level, size free.
+        recompute: False keeps the encoded points of a grid for the backward (cpu backend), True encodes again; None
+            keeps those of a table of more than 2^20 numbers while that takes at most 128 MiB.
         backend: "cpu", "reference", ...; None chooses.
 
     Returns:
@@ -150,18 +203,19 @@ def field(
     Memory beyond inputs and outputs, cpu backend: the activations of at most 96 points a thread and, for grids, 2^20
     numbers of encoded points a thread; in the backward also
     a copy of the layers' weights a thread and, for grids and latent volumes, the encoding's gradient of at most 49,152
-    points (evaluations, of a flow). Nothing of size N x width is kept between forward and backward: the backward
-    recomputes, a flow step by step.
+    points (evaluations, of a flow). Of size N x width only the encoded points may be kept between forward and backward
+    (``recompute``), N x inputs numbers; all else the backward recomputes, a flow step by step.
 
     Raises:
-        ValueError: a shape or dtype does not fit the spec.
+        ValueError: a shape or dtype does not fit the spec; nothing can be kept here (recompute=False).
     """
     tensors = _tensors("field", x, params, spec, latent, volume)
     chosen = registry.choose("field", x.device, backend)
     if chosen == "reference":
         return reference.field(x, tensors, spec)
     ints, floats = flatten(spec)
-    return _forward(x, tensors, ints, floats, chosen)
+    keep = _keep("field", x, tensors, spec, 1, recompute, chosen)
+    return _forward(x, tensors, ints, floats, keep, chosen)[0]
 
 
 def field_jet(
@@ -171,6 +225,7 @@ def field_jet(
     *,
     latent: Tensor | None = None,
     volume: Tensor | None = None,
+    recompute: bool | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The field and its Jacobian together, by forward-mode tangents carried through the layers.
@@ -180,7 +235,7 @@ def field_jet(
     ``zbar = act'(z) Vbar + act''(z) sum_k t_k Tbar_k`` and ``tbar_k = act'(z) Tbar_k``.
 
     Args:
-        x, params, spec, latent, volume, backend: as in :func:`field`; ndim is 2 or 3.
+        x, params, spec, latent, volume, recompute, backend: as in :func:`field`; ndim is 2 or 3.
 
     Returns:
         y (N, spec.out) and J (N, spec.out, ndim) with ``J[n, i, k] = dy_i / dx_k``. Both differentiable once in x,
@@ -199,7 +254,32 @@ def field_jet(
     if chosen == "reference":
         return reference.field_jet(x, tensors, spec)
     ints, floats = flatten(spec)
-    return _jet_forward(x, tensors, ints, floats, chosen)
+    keep = _keep("field_jet", x, tensors, spec, 1 + spec.ndim, recompute, chosen)
+    y, jacobian, _ = _jet_forward(x, tensors, ints, floats, keep, chosen)
+    return y, jacobian
+
+
+def _keep(
+    op: str,
+    x: Tensor,
+    tensors: list[Tensor],
+    spec: FieldSpec,
+    channels: int,
+    recompute: bool | None,
+    backend: str,
+) -> bool:
+    """Whether the forward keeps the encoded points."""
+    able = (
+        isinstance(spec.encoding, HashGrid) and spec.flow is None and registry.serves("field_kept", backend)
+    )
+    if recompute is False and not able:
+        raise ValueError(f"{op}: recompute=False needs a grid without a flow, and the cpu backend")
+    if not able or recompute or not torch.is_grad_enabled():
+        return False
+    if not any(t.requires_grad for t in (x, *tensors)):
+        return False
+    size = len(x) * channels * (spec.encoded + spec.latent + spec.latent_volume) * x.element_size()
+    return recompute is False or (tensors[0].numel() > LARGE_TABLE and size <= KEPT_BYTES)
 
 
 def _tensors(

@@ -71,16 +71,19 @@ void bind_field(py::module_& m, const std::string& suffix) {
         fourier_encode_backward<T>(ndim, frequencies, scale, n, pointer<T>(x), pointer<T>(b),
                                    pointer<T>(grad_encoded), pointer<T>(grad_x), pointer<T>(grad_b), threads);
     });
-    def("field_forward", [](const FieldShape& shape, int64_t n, Address x,
-                            const std::vector<Address>& tensors, Address y, Address jacobian, int threads) {
-        field_forward<T>(shape, n, pointer<T>(x), pointers<const T>(tensors), pointer<T>(y),
-                         pointer<T>(jacobian), threads);
-    });
+    def("field_kept",
+        [](const FieldShape& shape, int64_t n, bool jet) { return field_kept<T>(shape, n, jet); });
+    def("field_forward",
+        [](const FieldShape& shape, int64_t n, Address x, const std::vector<Address>& tensors, Address kept,
+           Address y, Address jacobian, int threads) {
+            field_forward<T>(shape, n, pointer<T>(x), pointers<const T>(tensors), pointer<T>(kept),
+                             pointer<T>(y), pointer<T>(jacobian), threads);
+        });
     def("field_backward",
-        [](const FieldShape& shape, int64_t n, Address x, const std::vector<Address>& tensors, Address grad_y,
-           Address grad_jacobian, const std::vector<Address>& grads, int threads) {
-            field_backward<T>(shape, n, pointer<T>(x), pointers<const T>(tensors), pointer<T>(grad_y),
-                              pointer<T>(grad_jacobian), pointers<T>(grads), threads);
+        [](const FieldShape& shape, int64_t n, Address x, const std::vector<Address>& tensors, Address kept,
+           Address grad_y, Address grad_jacobian, const std::vector<Address>& grads, int threads) {
+            field_backward<T>(shape, n, pointer<T>(x), pointers<const T>(tensors), pointer<T>(kept),
+                              pointer<T>(grad_y), pointer<T>(grad_jacobian), pointers<T>(grads), threads);
         });
     def("table_adam",
         [](int64_t rows, int64_t features, double lr, double beta1, double beta2, double eps, Address table,

@@ -145,11 +145,16 @@ struct Wanted {
 }  // namespace
 
 template <class T>
-void field_forward(const FieldShape& shape, int64_t n, const T* x, const std::vector<const T*>& tensors, T* y,
-                   T* jacobian, int threads) {
-    const FieldPlan<T> plan(shape, tensors, jacobian != nullptr, false);
+int64_t field_kept(const FieldShape& shape, int64_t n, bool jet) {
+    return n * (jet ? 1 + shape.ndim : 1) * row_stride<T>(shape.inputs());
+}
+
+template <class T>
+void field_forward(const FieldShape& shape, int64_t n, const T* x, const std::vector<const T*>& tensors,
+                   T* kept, T* y, T* jacobian, int threads) {
+    const FieldPlan<T> plan(shape, tensors, jacobian != nullptr, false, kept);
     const int out = shape.out, ndim = shape.ndim;
-    parallel_for(n, threads, 4 * plan.capacity, [&](int64_t begin, int64_t end, int) {
+    parallel_blocks(n, plan.capacity, threads, 4, [&](int64_t begin, int64_t end, int) {
         Worker<T> worker(plan, false);
         worker.each_block(plan, x, begin, end, [&](int64_t start, int count) {
             std::copy(worker.y().begin(), worker.y().begin() + count * out, y + start * out);
@@ -162,12 +167,14 @@ void field_forward(const FieldShape& shape, int64_t n, const T* x, const std::ve
 
 template <class T>
 void field_backward(const FieldShape& shape, int64_t n, const T* x, const std::vector<const T*>& tensors,
-                    const T* grad_y, const T* grad_jacobian, const std::vector<T*>& grads, int threads) {
-    const FieldPlan<T> plan(shape, tensors, grad_jacobian != nullptr, true);
+                    T* kept, const T* grad_y, const T* grad_jacobian, const std::vector<T*>& grads,
+                    int threads) {
+    const FieldPlan<T> plan(shape, tensors, grad_jacobian != nullptr, true, kept);
     const Wanted<T> want(shape, grads);
     const int out = shape.out, ndim = shape.ndim;
     const int evaluations = shape.steps ? shape.steps * (shape.rk4 ? 4 : 1) : 1;
-    const int64_t chunk = std::min(n, std::max<int64_t>(1, kQueue / (evaluations * (1 + plan.tangents))));
+    const int64_t waiting = kQueue / (evaluations * (1 + plan.tangents)) / plan.capacity * plan.capacity;
+    const int64_t chunk = std::min(n, std::max<int64_t>(plan.capacity, waiting));
     Scatter<T> scatter(plan, want.table, want.volume, chunk * evaluations, threads);
     const int64_t shared_latent = want.latent && !shape.latent_per_point ? shape.latent : 0;
     // A flow needs the gradient of every place it came through.
@@ -178,7 +185,7 @@ void field_backward(const FieldShape& shape, int64_t n, const T* x, const std::v
     const int64_t step = scatter.empty() ? n : chunk;
     for (int64_t from = 0; from < n; from += step) {
         const int64_t points = std::min(step, n - from);
-        parallel_for(points, threads, 4 * plan.capacity, [&](int64_t begin, int64_t end, int part) {
+        parallel_blocks(points, plan.capacity, threads, 4, [&](int64_t begin, int64_t end, int part) {
             if (!workers[part]) {
                 workers[part] = std::make_unique<Worker<T>>(plan, true);
                 workers[part]->grad_b.resize(want.b ? static_cast<size_t>(ndim) * shape.frequencies : 0);
@@ -214,10 +221,11 @@ void field_backward(const FieldShape& shape, int64_t n, const T* x, const std::v
     }
 }
 
-#define NR_INSTANTIATE(T)                                                                                  \
-    template void field_forward<T>(const FieldShape&, int64_t, const T*, const std::vector<const T*>&, T*, \
-                                   T*, int);                                                               \
-    template void field_backward<T>(const FieldShape&, int64_t, const T*, const std::vector<const T*>&,    \
+#define NR_INSTANTIATE(T)                                                                                   \
+    template int64_t field_kept<T>(const FieldShape&, int64_t, bool);                                       \
+    template void field_forward<T>(const FieldShape&, int64_t, const T*, const std::vector<const T*>&, T*,  \
+                                   T*, T*, int);                                                            \
+    template void field_backward<T>(const FieldShape&, int64_t, const T*, const std::vector<const T*>&, T*, \
                                     const T*, const T*, const std::vector<T*>&, int);
 NR_INSTANTIATE(float)
 NR_INSTANTIATE(double)

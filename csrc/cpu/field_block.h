@@ -24,13 +24,15 @@ struct FieldPlan {
     int tangents;
     int capacity;             // points a block
     int64_t encoded_at_once;  // points
+    T* kept;                  // all encoded points, filled by a forward and read by a backward; or null
 
-    FieldPlan(const FieldShape& shape, const std::vector<const T*>& tensors, bool jet, bool training)
+    FieldPlan(const FieldShape& shape, const std::vector<const T*>& tensors, bool jet, bool training, T* kept)
         : shape(shape),
           input(shape, tensors),
           main(shape.widths, tensors.data() + input.tensors(), shape.omegas, shape.activation,
                shape.gate_widths.empty() ? shape.skip : Skip::kNone, true, training),
-          tangents(jet ? shape.ndim : 0) {
+          tangents(jet ? shape.ndim : 0),
+          kept(kept) {
         if (!shape.gate_widths.empty())
             gates.emplace(shape.gate_widths, tensors.data() + input.tensors() + 2 * main.layers.size(),
                           shape.gate_omegas, shape.activation, shape.skip, false, training);
@@ -60,8 +62,9 @@ public:
     FieldBlock(const FieldPlan<T>& plan, bool training)
         : plan_(plan),
           stride_(row_stride<T>(plan.shape.inputs())),
+          training_(training),
           main_(plan.main, plan.tangents, plan.capacity, training, plan.gates.has_value()) {
-        input_.resize((1 + plan.tangents) * plan.encoded_at_once * stride_);
+        if (!plan.kept) input_.resize((1 + plan.tangents) * plan.encoded_at_once * stride_);
         if (training) input_gradient_.resize((1 + plan.tangents) * plan.capacity * stride_);
         if (plan.gates) gates_.emplace(*plan.gates, plan.tangents, plan.capacity, training, false);
         y.resize(plan.capacity * plan.shape.out);
@@ -69,15 +72,17 @@ public:
     }
 
     // Takes up to encoded_at_once points, which forward then runs through a block at a time; first: number of
-    // the first.
+    // the first, a multiple of capacity.
     void encode(const T* x, int64_t first, int64_t points) {
-        plan_.input.encode(x, first, points, plan_.capacity, plan_.tangents, input_.data(), stride_);
+        encoded_ = plan_.kept ? plan_.kept + first * (1 + plan_.tangents) * stride_ : input_.data();
+        if (plan_.kept && training_) return;  // the forward has been here
+        plan_.input.encode(x, first, points, plan_.capacity, plan_.tangents, encoded_, stride_);
     }
 
     // The `count` points from number `start` of those encoded, at x.
     void forward(const T* x, int64_t start, int count) {
         const FieldShape& shape = plan_.shape;
-        block_ = input_.data() + start * (1 + plan_.tangents) * stride_;
+        block_ = encoded_ + start * (1 + plan_.tangents) * stride_;
         if (gates_) gates_->forward(block_, stride_, count, nullptr);
         main_.forward(block_, stride_, count, gates());
         const int64_t stride = row_stride<T>(shape.out), channel = count * stride;
@@ -155,10 +160,12 @@ private:
 
     const FieldPlan<T>& plan_;
     int64_t stride_;
+    bool training_;
     Stack<T> main_;
     std::optional<Stack<T>> gates_;
     AlignedVector<T> input_, input_gradient_;
-    const T* block_ = nullptr;  // of input_
+    T* encoded_ = nullptr;      // the points that encode took
+    const T* block_ = nullptr;  // those that forward took of them
 };
 
 }  // namespace nr

@@ -68,14 +68,19 @@ void fourier_encode_backward(int ndim, int frequencies, double scale, int64_t n,
                              const T* grad_encoded, T* grad_x, T* grad_b, int threads);
 
 // tensors: table or B, latent (rows, width), volume (*size, channels), each where the shape has one, then W,
-// b layer by layer of the main stack and of the modulator. jacobian (n, out, ndim) may be null: values alone.
+// b layer by layer of the main stack and of the modulator. kept may be null, else field_kept numbers: the
+// encoded points, which the backward then need not encode again. jacobian (n, out, ndim) may be null: values
+// alone.
 template <class T>
-void field_forward(const FieldShape& shape, int64_t n, const T* x, const std::vector<const T*>& tensors, T* y,
-                   T* jacobian, int threads);
+int64_t field_kept(const FieldShape& shape, int64_t n, bool jet);
+template <class T>
+void field_forward(const FieldShape& shape, int64_t n, const T* x, const std::vector<const T*>& tensors,
+                   T* kept, T* y, T* jacobian, int threads);
 // grad_jacobian may be null. grads: of x, then of the tensors; zeroed by the caller.
 template <class T>
 void field_backward(const FieldShape& shape, int64_t n, const T* x, const std::vector<const T*>& tensors,
-                    const T* grad_y, const T* grad_jacobian, const std::vector<T*>& grads, int threads);
+                    T* kept, const T* grad_y, const T* grad_jacobian, const std::vector<T*>& grads,
+                    int threads);
 
 // --- table_adam.cpp
 

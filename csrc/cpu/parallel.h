@@ -24,6 +24,14 @@ void parallel_for(int64_t n, int threads, int64_t grain, Body&& body) {
     for (int part = 0; part < parts; ++part) body(n * part / parts, n * (part + 1) / parts, part);
 }
 
+// The same with every part beginning at a multiple of `block`, wherever the parts are cut; grain in blocks.
+template <class Body>
+void parallel_blocks(int64_t n, int64_t block, int threads, int64_t grain, Body&& body) {
+    parallel_for((n + block - 1) / block, threads, grain, [&](int64_t begin, int64_t end, int part) {
+        body(begin * block, std::min(n, end * block), part);
+    });
+}
+
 // Runs body(job) for every job of [0, n), each on whichever thread is free. Jobs must not depend on each
 // other.
 template <class Body>

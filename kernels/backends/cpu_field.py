@@ -126,7 +126,11 @@ class _Call:
         self.tensors = [t.contiguous() for t in self.tensors]
         self.shape, self.spec = shape, spec
 
-    def forward(self, jet: bool) -> tuple[Tensor, Tensor | None]:
+    def kept(self, jet: bool) -> Tensor:
+        """Room for the encoded points, for ``forward`` to fill and ``backward`` to read."""
+        return self.x.new_zeros(function("field_kept", self.x.dtype)(self.shape, len(self.x), jet))
+
+    def forward(self, jet: bool, kept: Tensor | None) -> tuple[Tensor, Tensor | None]:
         x, spec = self.x, self.spec
         y = x.new_empty(len(x), spec.out)
         jacobian = x.new_empty(len(x), spec.out, spec.ndim) if jet else None
@@ -135,13 +139,16 @@ class _Call:
             len(x),
             address(x),
             [address(t) for t in self.tensors],
+            address(kept),
             address(y),
             address(jacobian),
             threads(),
         )
         return y, jacobian
 
-    def backward(self, grad: Tensor, grad_jacobian: Tensor | None, want: list[bool]) -> list[Tensor]:
+    def backward(
+        self, grad: Tensor, grad_jacobian: Tensor | None, want: list[bool], kept: Tensor | None
+    ) -> list[Tensor]:
         x = self.x
         grad = grad.contiguous()
         grad_jacobian = None if grad_jacobian is None else grad_jacobian.contiguous()
@@ -151,6 +158,7 @@ class _Call:
             len(x),
             address(x),
             [address(t) for t in self.tensors],
+            address(kept),
             address(grad),
             address(grad_jacobian),
             [address(g) for g in grads],
@@ -162,20 +170,32 @@ class _Call:
         return results
 
 
-def field_forward(x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float]) -> Tensor:
-    return _Call(x, tensors, ints, floats).forward(jet=False)[0]
+def field_kept(x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float], jet: bool) -> Tensor:
+    return _Call(x, tensors, ints, floats).kept(jet)
+
+
+def field_forward(
+    x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float], kept: Tensor | None = None
+) -> Tensor:
+    return _Call(x, tensors, ints, floats).forward(False, kept)[0]
 
 
 def field_backward(
-    grad: Tensor, x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float], want: list[bool]
+    grad: Tensor,
+    x: Tensor,
+    tensors: list[Tensor],
+    ints: list[int],
+    floats: list[float],
+    want: list[bool],
+    kept: Tensor | None = None,
 ) -> list[Tensor]:
-    return _Call(x, tensors, ints, floats).backward(grad, None, want)
+    return _Call(x, tensors, ints, floats).backward(grad, None, want, kept)
 
 
 def field_jet_forward(
-    x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float]
+    x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float], kept: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    y, jacobian = _Call(x, tensors, ints, floats).forward(jet=True)
+    y, jacobian = _Call(x, tensors, ints, floats).forward(True, kept)
     assert jacobian is not None
     return y, jacobian
 
@@ -188,8 +208,9 @@ def field_jet_backward(
     ints: list[int],
     floats: list[float],
     want: list[bool],
+    kept: Tensor | None = None,
 ) -> list[Tensor]:
-    return _Call(x, tensors, ints, floats).backward(grad, grad_jacobian, want)
+    return _Call(x, tensors, ints, floats).backward(grad, grad_jacobian, want, kept)
 
 
 def table_adam(
@@ -214,6 +235,7 @@ for _op in (
     hash_encode_backward,
     fourier_encode_forward,
     fourier_encode_backward,
+    field_kept,
     field_forward,
     field_backward,
     field_jet_forward,

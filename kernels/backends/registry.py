@@ -20,7 +20,7 @@ _SERVES_DEVICE = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}  # the referen
 # Triton's interpreter runs kernels on the CPU: for tests, never by the automatic choice.
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 _ORDER = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # the reference comes last everywhere
-_STEPS = ("_forward", "_backward")  # registered parts of a public op
+_STEPS = ("_kept", "_forward", "_backward")  # registered parts of a public op
 
 _functions: dict[str, dict[str, Callable[..., Any]]] = {name: {} for name in BACKENDS}
 _unverified: dict[str, set[str]] = {name: set() for name in BACKENDS}
@@ -62,6 +62,11 @@ def implementation(op: str, backend: str) -> Callable[..., Any]:
     if backend not in _functions or backend in _broken or op not in _functions[backend]:
         raise BackendError(_why_not(op, backend))
     return _functions[backend][op]
+
+
+def serves(op: str, backend: str) -> bool:
+    """Whether ``backend`` has a function of this name."""
+    return backend not in _broken and op in _functions[backend]
 
 
 def available(backend: str) -> tuple[bool, str]:

@@ -309,7 +309,7 @@ def test_opcheck_and_compile() -> None:
     call = draw("siren", 5)
     x, params = leaf(call["x"]), [leaf(p) for p in call["params"]]
     for op in (torch.ops.neuralreg.field_forward, torch.ops.neuralreg.field_jet_forward):
-        torch.library.opcheck(op, (x, params, *flatten(SPECS["siren"]), "cuda"))
+        torch.library.opcheck(op, (x, params, *flatten(SPECS["siren"]), False, "cuda"))
     compiled = torch.compile(field_jet, fullgraph=True, backend="aot_eager")
     found = compiled(x, params, SPECS["siren"], backend="cuda")
     for one, other in zip(found, field_jet(x, params, SPECS["siren"], backend="cuda"), strict=True):
