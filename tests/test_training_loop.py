@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from neuralreg.errors import InputError, NeuralregError
 from neuralreg.training import trainee as registry
 from neuralreg.training.augment import Augmentation
 from neuralreg.training.budget import Every, Limits, Rhythm
-from neuralreg.training.data import Pairs, Source, Subject, Subjects
+from neuralreg.training.data import Batch, Pairs, Source, Subject, Subjects
 from neuralreg.training.distributed import Ranks
 from neuralreg.training.log import read_log
 from neuralreg.training.loop import Trained, train
@@ -69,7 +71,16 @@ def test_learns_and_writes_all_its_files(tmp_path: Path) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     lines: list[str] = []
-    trainee, trained = run(tmp_path / "run", steps=60, validate_every=Every(20), tell=lines.append)
+    seen: list[tuple[int, int, str]] = []
+    trainee, trained = run(
+        tmp_path / "run",
+        steps=60,
+        validate_every=Every(20),
+        tell=lines.append,
+        progress=lambda done, total, loss, stage: seen.append((done, total, stage)),
+    )
+    assert [entry for entry in seen if entry[2] == "train"] == [(k, 60, "train") for k in range(1, 61)]
+    assert [entry for entry in seen if entry[2] == "validate"] == [(k, 2, "validate") for k in (1, 2)] * 3
     assert torch.equal(torch.get_rng_state(), before), "the caller's random numbers are the caller's"
     assert {path.name for path in trained.out.iterdir()} == FILES
     log = read_log(trained.out / "log.jsonl")
@@ -128,6 +139,53 @@ def test_without_validation_the_last_weights_are_best(tmp_path: Path) -> None:
     _, trained = run(tmp_path / "run", held=None)
     assert trained.best is None
     assert same_weights(trained.out / "best.pt", trained.out / "last.pt")
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_label_maps_for_the_trainee(tmp_path: Path, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, losses = [], Tiny.losses
+
+    def looking(self: Tiny, batch: Batch, generator: torch.Generator) -> Any:
+        seen.append((batch.fixed_labels, batch.moving_labels))
+        return losses(self, batch, generator)
+
+    monkeypatch.setattr(Tiny, "losses", looking)
+    run(tmp_path / "run", steps=2, held=None, labels=wanted)
+    assert len(seen) == 2
+    for maps in seen:
+        for labels in maps:
+            assert (labels is not None and labels.dtype == torch.int64) == wanted
+
+
+class Board:
+    """In the place of TensorBoard's writer, which need not be installed."""
+
+    made: list[Board]
+
+    def __init__(self, folder: str, purge_step: int) -> None:
+        self.purge_step, self.scalars, self.closed = purge_step, dict[tuple[str, int], float](), False
+        Board.made.append(self)
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.scalars[name, step] = value
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_tensorboard_gets_what_the_log_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Board.made = []
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Board))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    for more in ({"steps": 4}, {"steps": 6, "resume": True}):
+        run(tmp_path / "run", tensorboard=True, validate_every=Every(2), **more)
+    first, second = Board.made
+    assert (first.purge_step, second.purge_step) == (1, 5)
+    assert first.closed
+    log = {record["step"]: record for record in read_log(tmp_path / "run/log.jsonl")}
+    assert first.scalars["train/loss", 3] == log[3]["loss"]
+    assert second.scalars["train/rate", 5] == log[5]["rate"]
+    assert {step for name, step in second.scalars if name == "validation/dice"} == {6}
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
@@ -213,7 +271,7 @@ def test_a_gradient_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.Monke
     """The loss is 0, its gradient infinite: the weights would be lost with the next step."""
     losses = Tiny.losses
     monkeypatch.setattr(Tiny, "losses", lambda *a: {"loss": (losses(*a)["loss"] * 0).sqrt()})
-    with pytest.raises(NeuralregError, match="gradient"):
+    with pytest.raises(NeuralregError, match=r"step 1: .*loss 0, gradient (nan|inf)"):
         run(tmp_path / "run")
     assert not (tmp_path / "run/last.pt").exists()
 

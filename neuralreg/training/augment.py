@@ -31,7 +31,8 @@ class Augmentation:
             for k, place in enumerate(places)
         ]
         parts = [[getattr(pair, name) for pair in pairs] for name in vars(batch)]
-        return Batch(*(None if part[0] is None else torch.cat(part) for part in parts))
+        joined: list[Any] = [None if part[0] is None else torch.cat(part) for part in parts]
+        return Batch(*joined)
 
     def pair(self, batch: Batch, generator: torch.Generator) -> Batch:
         """One pair, B = 1."""
