@@ -64,9 +64,9 @@ class Options:
     jacobian_threshold: float = 0.4
     diffusion_weight: float = 0.75
     # How it is fitted
-    iterations: int = 150
+    iterations: int = 180
     lr: float = 1e-2  # of the layers
-    table_lr: float = 1e-2  # of the grid's features
+    table_lr: float = 2e-2  # of the grid's features
     final_lr: float = 0.1
     patience: int = 0  # iterations without progress that end a stage; 0: never
     hybrid: bool = False  # two fields: the second on top of the first, which is frozen
