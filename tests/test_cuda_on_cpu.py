@@ -94,6 +94,7 @@ def cuda_tools() -> Any:
     return tools
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc here")
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda path: path.name)
 def test_nvcc_compiles_without_spills(cuda_tools: Any, kernel: Path) -> None:

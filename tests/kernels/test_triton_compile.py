@@ -10,7 +10,7 @@ import pytest
 from neuralreg.kernels.backends import registry
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.thorough,
     pytest.mark.skipif(registry.interpreted, reason="with TRITON_INTERPRET=1 nothing can be compiled"),
 ]
 LNCC = {"INVERSE_N": 1 / 729, "EPS": 1e-5, "NUMERATOR": 0.0, "FLAT": 1e-6, "ZERO_RULE": True}

@@ -13,7 +13,7 @@ from neuralreg.kernels.backends import registry
 from neuralreg.kernels.spec import FieldSpec, Flow, HashGrid, flatten
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.thorough,
     pytest.mark.skipif(registry.interpreted, reason="with TRITON_INTERPRET=1 nothing can be compiled"),
 ]
 GRID = HashGrid(levels=2, features=2, base=3, finest=20, log2_table_size=7, interpolation="smoothstep")

@@ -12,7 +12,7 @@ import torch
 from neuralreg.kernels.backends import registry
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.thorough,
     pytest.mark.skipif(registry.interpreted, reason="with TRITON_INTERPRET=1 nothing can be compiled"),
 ]
 
