@@ -13,7 +13,7 @@ from torch import Tensor
 from neuralreg.methods.nephi_options import Options
 from neuralreg.objective import sampled_similarity
 from neuralreg.pair import Pair
-from neuralreg.samplers import Downsize, Patches, Points, Sample, smallest_stride
+from neuralreg.samplers import Downsize, Patches, Points, Sample, shrunken_grid, smallest_stride
 from neuralreg.two_way import CodedMap
 
 DELTA = 1e-3  # of finite differences, in coordinates of [-1, 1]: GradICON's
@@ -63,7 +63,9 @@ def gradient_inverse_consistency(maps: tuple[CodedMap, CodedMap], x: Tensor) -> 
     return torch.stack(terms).mean()
 
 
-def difference_inverse_consistency(maps: tuple[CodedMap, CodedMap], x: Tensor, delta: float = DELTA) -> Tensor:
+def difference_inverse_consistency(
+    maps: tuple[CodedMap, CodedMap], x: Tensor, delta: float = DELTA
+) -> Tensor:
     """The same by one-sided differences of psi(phi(x)) - x over ``delta``, without derivatives of the maps."""
     count, ndim = x.shape
     steps = delta * torch.eye(ndim, dtype=x.dtype, device=x.device)
@@ -95,12 +97,13 @@ def draw_sample(
     options: Options, grid: tuple[int, ...], generator: torch.Generator, device: torch.device
 ) -> Sample:
     """Where images are compared: scattered points anywhere between the voxels, patches, or a lattice of the grid."""
+    where = (generator, device, options.scale)
     if options.sampler == "patches":
-        return Patches(grid, options.patches, options.patch_side, generator, device).draw()
+        return Patches(grid, options.patches, options.patch_side, *where).draw()
     count = similarity_points(options, grid)
     if options.sampler == "lattice":
-        stride = options.stride or smallest_stride(grid, count)
-        return Downsize(grid, stride, generator, device).draw()
+        stride = options.stride or smallest_stride(shrunken_grid(grid, options.scale), count)
+        return Downsize(grid, stride, *where).draw()
     last = torch.tensor(grid, dtype=torch.float32) - 1
     voxels = torch.rand(count, len(grid), generator=generator) * last
     return Points(grid, 1, voxels.to(device))

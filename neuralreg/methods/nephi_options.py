@@ -37,6 +37,7 @@ class Options:
     sampler: str = "random"  # points anywhere; patches or a lattice, whose points have neighbours
     point_share: float = 0.02  # of the voxels, for random points and the lattice
     max_points: int = 100_000
+    scale: int = 1  # how often images are shrunk before they are compared, on patches and lattices
     stride: int = 0  # of the lattice; 0: the smallest that leaves so many points
     patches: int = 8
     patch_side: int = 16
@@ -50,7 +51,8 @@ class Options:
     regulariser_weight: float = 10.0
     prior_weight: float = 0.01
     # How they learn
-    lr: float = 1e-4
+    lr: float = 1e-4  # of the encoder
+    decoder_lr: float = 1e-4
     final_lr: float = 1.0  # factor that the rate falls to, linearly
     # How one pair is fitted: refinement behind a prediction, or an auto-decoder from nothing
     refined: str = "both"  # codes, decoders or both
@@ -68,13 +70,22 @@ class Options:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        for name in ("max_points", "patches", "patch_side", "lncc_window", "frequencies", "head", "iterations"):
+        for name in (
+            "scale",
+            "max_points",
+            "patches",
+            "patch_side",
+            "lncc_window",
+            "frequencies",
+            "head",
+            "iterations",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("global_code", "local_code", "stride", "regulariser_weight", "prior_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be below 0, got {getattr(self, name)}")
-        for name in ("lr", "refine_lr", "omega", "first_omega", "sigma"):
+        for name in ("lr", "decoder_lr", "refine_lr", "omega", "first_omega", "sigma"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if not 0 <= self.final_lr <= 1:
@@ -84,7 +95,10 @@ class Options:
                 f"needs 0 < point_share <= 1 and 0 <= regulariser_share <= 1, got {self.point_share}, "
                 f"{self.regulariser_share}"
             )
-        if len(self.regulariser_bounds) != 2 or not 1 <= self.regulariser_bounds[0] <= self.regulariser_bounds[1]:
+        if (
+            len(self.regulariser_bounds) != 2
+            or not 1 <= self.regulariser_bounds[0] <= self.regulariser_bounds[1]
+        ):
             raise ValueError(f"regulariser_bounds must be low,high from 1, got {self.regulariser_bounds}")
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"widths must be one or more numbers of at least 1, got {self.widths}")
@@ -95,14 +109,20 @@ class Options:
                 f"local_block must name one of {len(self.widths)} blocks or be -1, got {self.local_block}"
             )
         if not self.global_code and not self.local_code:
-            raise ValueError("one of global_code, local_code must be above 0: without codes all pairs are one")
+            raise ValueError(
+                "one of global_code, local_code must be above 0: without codes all pairs are one"
+            )
         if self.sampler == "random" and self.similarity in WINDOWED:
             raise ValueError(
                 f"similarity {self.similarity} compares neighbours, which random points do not have: take "
                 "sampler=patches or lattice, or similarity=ncc, mse or l1"
             )
+        if self.sampler == "random" and self.scale > 1:
+            raise ValueError(f"scale {self.scale} belongs to sampler patches or lattice")
         if self.regulariser == "diffusion" and self.derivative != "exact":
-            raise ValueError("derivative differences belongs to regulariser inverse: diffusion has exact ones")
+            raise ValueError(
+                "derivative differences belongs to regulariser inverse: diffusion has exact ones"
+            )
 
 
 PRESETS = {
