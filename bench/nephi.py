@@ -23,7 +23,7 @@ from rich.table import Table
 from neuralreg.bench import nephi_figure
 from neuralreg.bench.__main__ import commit
 from neuralreg.bench.nephi_cost import CONTENDERS, COST_COLUMNS, STAGES, memory_row, time_rows
-from neuralreg.bench.nephi_runs import FIGURES, all_pairs, nothing, predicted, score, test_pairs, trained
+from neuralreg.bench.nephi_runs import FIGURES, all_pairs, nothing, predicted, score, trained, unseen_pairs
 from neuralreg.bench.process import end_with_clean_up
 from neuralreg.bench.shapes import shapes as draw_shapes
 from neuralreg.cli.register import parse_options
@@ -69,7 +69,7 @@ def hippocampus(
 ) -> None:
     """Dice, folds and inverse consistency before, after the prediction and after refinement; OFG's weights, too."""
     trainee: Any = load_trainee(weights)
-    pairs = test_pairs(test, data)
+    pairs = unseen_pairs(test, data)
     if pairs.subjects.shape != tuple(trainee.shape):
         raise InputError(
             f"the weights are for images of {trainee.shape}, the data are {pairs.subjects.shape}"
@@ -176,7 +176,7 @@ def interpolate(
     trainee = load_trainee(weights)
     if not isinstance(trainee, NePhiTrainee):
         raise InputError(f"{weights}: not the weights of method nephi")
-    pairs = test_pairs(test, data)
+    pairs = unseen_pairs(test, data)
     names = sorted(pairs.members, key=lambda place: pairs.subjects.names[place])
     fields, images = [], []
     for words in (first, second):

@@ -30,7 +30,7 @@ FIGURES = ("dice", "dice_sd", "folds_percent", "sdlogj", "inverse_consistency_mm
 Maps = tuple[Tensor, Tensor | None]  # displacement and, where there is one, that of the backward map
 
 
-def test_pairs(test: int = 12, data: Path | None = None) -> Pairs:
+def unseen_pairs(test: int = 12, data: Path | None = None) -> Pairs:
     """All ordered pairs of the last ``test`` subjects by name, of the hippocampi by default."""
     path = data or data_folder() / "hippocampus_mr_msd/hippocampus.npz"
     subjects = read_collection(path).subjects

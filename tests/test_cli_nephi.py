@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import neuralreg
+from neuralreg.errors import InputError
 from neuralreg.saved_field import load_saved_field
 from neuralreg.transforms import load_transform
 from tests.small import SHAPE, blobs, call, save
@@ -121,3 +122,23 @@ def test_bad_arguments_in_one_line(trained: Path, tmp_path: Path, more: list[str
     assert words in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "s.json").exists()
+
+
+def test_a_prior_comes_behind_the_new_map(trained: Path, tmp_path: Path) -> None:
+    paths = trained / "fixed.nii.gz", trained / "moving.nii.gz"
+    coarse = neuralreg.register(*paths, "nir", iterations=3, threads=1)
+    file = tmp_path / "coarse.nii.gz"
+    coarse.transform.save(file)
+    # no step away from the identity: what is left is the prior
+    still = {name: value for name, value in TINY.items()}
+    result = neuralreg.register(*paths, "nephi", iterations=1, refine_lr=1e-9, prior=file, threads=1, **still)
+    torch.testing.assert_close(
+        result.transform.displacement, coarse.transform.displacement, rtol=0, atol=2e-3
+    )
+    torch.testing.assert_close(result.warped.data, coarse.warped.data, rtol=0, atol=0.5)
+    assert result.inverse.fixed.shape == SHAPE
+    assert result.summary["prior"] == str(file)
+    with pytest.raises(InputError, match="save the transform instead"):
+        result.save_field(tmp_path / "f.pt")
+    with pytest.raises(InputError, match="give no initial_transform"):
+        neuralreg.register(*paths, "nephi", prior=file, center=True)
