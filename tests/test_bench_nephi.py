@@ -28,7 +28,7 @@ def test_shapes_have_the_area_of_their_kind() -> None:
         inside = subject.labels.nonzero().double()
         # second moments: pi r^4 / 2 of a disc is area^2 / (2 pi), an equilateral triangle's is larger by 1.209
         moment = float((inside - inside.mean(0)).square().sum()) / area**2 * 2 * torch.pi
-        assert moment == pytest.approx({"circle": 1.0, "triangle": 1.209}[kind_of(place)], rel=0.02)
+        assert moment == pytest.approx({"circle": 1.0, "triangle": 1.209}[kind_of(place)], rel=0.04)
     assert torch.equal(draw("s", 1, 32, 0).image, draw("s", 1, 32, 0).image)
     assert not torch.equal(draw("s", 1, 32, 0).image, draw("s", 1, 32, 1).image)
 
@@ -96,7 +96,7 @@ def test_memory_and_time_rows() -> None:
     row = nephi_cost.memory_row("nephi", "refine", 16, "fast", 8000, 1)
     assert row["error"] == ""
     assert 0 < row["extra_mb"] < 2000
-    row = nephi_cost.memory_row("voxel-unet", "train", 128, "fast", 500, 1)
+    row = nephi_cost.memory_row("voxel-unet", "train", 16, "fast", 60, 1)
     assert row["error"]
     assert row["extra_mb"] == ""
     rows = nephi_cost.time_rows([40], 1, "fast", 8)

@@ -109,7 +109,7 @@ def test_without_weights_one_pair_is_fitted(trained: Path, tmp_path: Path) -> No
         (["--weights", "WEIGHTS", "--iterations", "3"], "refined by refine steps"),
         (["--weights", "WEIGHTS", "--refine", "-1"], "at least 0 steps"),
         (["--weights", "WEIGHTS", "--time-budget", "3"], "give refine, too"),
-        (["--weights", "WEIGHTS", "--refine", "1", "--option", "hidden=4"], "hidden cannot change"),
+        (["--weights", "WEIGHTS", "--refine", "1", "--option", "omega=4"], "omega cannot change"),
         (["--weights", "WEIGHTS", "--method", "nir"], "takes no weights"),
         (["--weights", "nowhere.pt"], "does not exist"),
         (["--option", "colour=red"], "has no option 'colour'"),
