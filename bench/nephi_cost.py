@@ -63,7 +63,7 @@ def one_step(contender: str, stage: str, size: int, preset: str, threads: int) -
         loss: Callable[[], Tensor] = functools.partial(network_step, network, fixed, moving)
     elif contender == "dense-field":
         maps = [torch.zeros(1, 3, *shape, requires_grad=True) for _ in range(2)]
-        parameters, loss = maps, lambda: two_way_loss(*maps, fixed, moving)
+        parameters, loss = maps, lambda: two_way_loss(maps[0], maps[1], fixed, moving)
     else:
         raise ValueError(f"there is no contender {contender!r}; choose from {', '.join(CONTENDERS)}")
     optimiser = torch.optim.Adam(parameters, lr=1e-4)
@@ -118,13 +118,13 @@ def _fields(preset: str, shape: tuple[int, ...]) -> Any:
 
     torch.manual_seed(0)
     options = nephi.PRESETS[preset]
-    decoders = [nephi.make_decoder(options, 3) for _ in range(2)]
-    for decoder in decoders:
+    there, back = (nephi.make_decoder(options, 3) for _ in range(2))
+    for decoder in (there, back):
         torch.nn.init.normal_(decoder.output_layer[0], std=0.01)
     block = local_block_of(shape) if options.local_block < 0 else options.local_block
     volume = torch.randn(options.local_code, *halved(shape, block + 1)) if options.local_code else None
     latent = torch.randn(options.global_code) if options.global_code else None
-    return TwoWayField(*decoders, latent, volume), options
+    return TwoWayField(there, back, latent, volume), options
 
 
 def double_backward_consistency(maps: Any, x: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ def _refinement_steps(preset: str, size: int, count: int) -> dict[str, Callable[
                     read(image, where.T[None, :, :, None, None])
                     for image, where in ((target, here), (source, there))
                 ]
-                alike.append(global_ncc(*values))
+                alike.append(global_ncc(values[0], values[1]))
             prior = code_prior(field.latent, field.volume, like=points)
             consistency = double_backward_consistency(field.maps, x)
             loss = options.regulariser_weight * consistency + options.prior_weight * prior

@@ -182,10 +182,10 @@ def fit(
     block = local_block_of(grid) if options.local_block < 0 else options.local_block
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        decoders = [make_decoder(options, len(grid)) for _ in range(2)]
+        there, back = (make_decoder(options, len(grid)) for _ in range(2))
         latent = random_code((options.global_code,))
         volume = random_code((options.local_code, *halved(grid, block + 1)))
-    field = TwoWayField(*decoders, latent, volume).to(pair.fixed.device)
+    field = TwoWayField(there, back, latent, volume).to(pair.fixed.device)
     history = improve(
         field,
         pair,
