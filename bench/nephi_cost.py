@@ -139,6 +139,20 @@ def double_backward_consistency(maps: Any, x: Tensor) -> Tensor:
     return torch.stack(terms).mean()
 
 
+def torch_map(one: Any, x: Tensor) -> Tensor:
+    """A map in plain torch, local codes by torch's own sampling, which is fast and has one derivative."""
+    from neuralreg.bench.voxel_unet import read
+    from neuralreg.kernels.backends.reference.field import field
+
+    spec, codes = one.decoder.spec, []
+    if one.latent is not None:
+        codes.append(one.latent.expand(len(x), -1))
+    if one.volume is not None:
+        codes.append(read(one.volume[None], x.T[None, :, :, None, None], "border")[0, :, :, 0, 0].T)
+    plain = replace(spec, latent=spec.latent + spec.latent_volume, latent_volume=0)
+    return field(x, [*one.decoder.encoding, torch.cat(codes, 1), *one.decoder.weights], plain)
+
+
 def _regulariser_steps(preset: str, count: int) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
     from neuralreg.kernels import use_backend
     from neuralreg.methods.nephi_losses import gradient_inverse_consistency
@@ -184,20 +198,20 @@ def _refinement_steps(preset: str, size: int, count: int) -> dict[str, Callable[
 
     def autograd() -> tuple[Tensor, ...]:
         optimisers[1].zero_grad()
+        points = sample.coordinates()
+        alike = []
+        for one, (target, source) in zip(field.maps, ((fixed, moving), (moving, fixed)), strict=True):
+            here, there = points, points + torch_map(one, points)
+            values = [
+                read(image, where.T[None, :, :, None, None])
+                for image, where in ((target, here), (source, there))
+            ]
+            alike.append(global_ncc(values[0], values[1]))
+        prior = code_prior(field.latent, field.volume, like=points)
         with use_backend("reference"):
-            points = sample.coordinates()
-            alike = []
-            for one, (target, source) in zip(field.maps, ((fixed, moving), (moving, fixed)), strict=True):
-                here, there = points, points + one(points)
-                values = [
-                    read(image, where.T[None, :, :, None, None])
-                    for image, where in ((target, here), (source, there))
-                ]
-                alike.append(global_ncc(values[0], values[1]))
-            prior = code_prior(field.latent, field.volume, like=points)
             consistency = double_backward_consistency(field.maps, x)
-            loss = options.regulariser_weight * consistency + options.prior_weight * prior
-            (loss - torch.stack(alike).mean()).backward()
+        loss = options.regulariser_weight * consistency + options.prior_weight * prior
+        (loss - torch.stack(alike).mean()).backward()
         optimisers[1].step()
         return ()
 

@@ -35,7 +35,7 @@ def draw_shapes(
             ("fixed, warped back", kernels.warp(batch.fixed, backward[None]), backward),
         )
         for axis, (title, image, displacement) in zip(axes[:, column], rows, strict=True):
-            axis.imshow(image[0, 0], cmap="gray", vmin=0, vmax=1)
+            axis.imshow(image[0, 0].numpy(), cmap="gray", vmin=0, vmax=1)
             if displacement is not None:
                 _grid(axis, displacement)
             axis.set(title=title, xticks=[], yticks=[])
@@ -54,7 +54,7 @@ def draw_between(fields: list[TwoWayField], shares: list[float], moving: Tensor,
         warped = kernels.warp(moving, displacement[None])[0, 0]
         if len(shape) == 3:
             warped = warped[shape[0] // 2]
-        axis.imshow(warped, cmap="gray", vmin=0, vmax=1)
+        axis.imshow(warped.numpy(), cmap="gray", vmin=0, vmax=1)
         axis.set(title=f"{share:.2f}", xticks=[], yticks=[])
     _save(picture, path)
 
@@ -89,9 +89,9 @@ def _grid(axis: Any, displacement: Tensor) -> None:
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     y, x = y + displacement[0], x + displacement[1]
     for line in range(0, rows, LINES):
-        axis.plot(x[line], y[line], color="tab:orange", linewidth=0.5)
+        axis.plot(x[line].numpy(), y[line].numpy(), color="tab:orange", linewidth=0.5)
     for line in range(0, columns, LINES):
-        axis.plot(x[:, line], y[:, line], color="tab:orange", linewidth=0.5)
+        axis.plot(x[:, line].numpy(), y[:, line].numpy(), color="tab:orange", linewidth=0.5)
 
 
 def _pyplot() -> Any:

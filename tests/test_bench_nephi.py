@@ -74,6 +74,8 @@ def test_the_contenders_terms_agree_with_ours() -> None:
     with use_backend("reference"):
         theirs = nephi_cost.double_backward_consistency(field.maps, x)
     torch.testing.assert_close(gradient_inverse_consistency(field.maps, x), theirs, rtol=1e-8, atol=1e-12)
+    for one in field.maps:
+        torch.testing.assert_close(nephi_cost.torch_map(one, x), one(x), rtol=1e-8, atol=1e-10)
 
 
 def test_the_voxel_contender_is_consistent_where_maps_undo_each_other() -> None:
