@@ -24,7 +24,7 @@ TINY = {
     "global_code": "3",
     "local_code": "2",
     "head": "8",
-    "stride": "4",
+    "strides": "4",
 }
 OPTIONS = [word for name, value in TINY.items() for word in ("--option", f"{name}={value}")]
 

@@ -145,8 +145,8 @@ def test_the_consistency_of_a_map_with_its_inverse_is_zero_and_of_two_shears_is_
         (3, {}),
         (2, {"derivative": "differences"}),
         (2, {"regulariser": "diffusion"}),
-        (2, {"sampler": "lattice", "similarity": "lncc", "lncc_window": 3, "stride": 2}),
-        (2, {"sampler": "patches", "similarity": "lncc", "lncc_window": 3, "patches": 2, "patch_side": 5}),
+        (2, {"sampler": "lattice", "similarity": "lncc", "windows": (3,), "strides": (2,)}),
+        (2, {"sampler": "patches", "similarity": "lncc", "windows": (3,), "patches": 2, "patch_side": 5}),
     ],
 )
 def test_gradients_of_the_losses_are_those_of_the_reference(ndim: int, changes: dict[str, Any]) -> None:
@@ -367,7 +367,7 @@ def test_fewer_points_where_memory_is_short() -> None:
         ("point_share", "0", "point_share"),
         ("local_block", "9", "local_block must name one of 6 blocks"),
         ("regulariser_bounds", "9,3", "regulariser_bounds"),
-        ("scale", "2", "belong to sampler patches or lattice"),
+        ("scales", "2,1", "belong to sampler patches or lattice"),
         ("colour", "red", "has no option 'colour'"),
     ],
 )
@@ -375,3 +375,20 @@ def test_options_that_cannot_be(option: str, value: str, words: str) -> None:
     with pytest.raises(InputError, match=words) as caught:
         resolve(PRESETS, "paper", {option: value}, "nephi")
     assert "\n" not in str(caught.value)
+
+
+def test_stages_share_the_training_and_a_fit_of_one_pair_goes_on_with_the_last() -> None:
+    options = replace(SMALL, sampler="lattice", scales=(4, 2, 1), strides=(3,), windows=(5, 3))
+    found = [options.stage(done) for done in (0.0, 0.33, 0.34, 0.67, 1.0)]
+    assert [one.scales + one.windows for one in found] == [(4, 5), (4, 5), (2, 3), (1, 3), (1, 3)]
+    assert {one.strides for one in found} == {(3,)}
+    assert options.of_one_pair().scales == (1,)
+    chosen = replace(options, refine_scale=2, refine_stride=1, refine_window=7).of_one_pair()
+    assert (chosen.scales, chosen.strides, chosen.windows) == ((2,), (1,), (7,))
+    trainee = nephi.make_trainee(options, (24, 20), 2, 0)
+    batch = batch_of((torch.rand(1, 1, 24, 20), torch.rand(1, 1, 24, 20)))
+    similarity = []
+    for done in (0.0, 1.0):
+        trainee.rate(done)
+        similarity.append(float(trainee.losses(batch, torch.Generator().manual_seed(0))["similarity"]))
+    assert similarity[0] != similarity[1]

@@ -88,7 +88,7 @@ class NePhiTrainee:
     """What the training loop sees of NePhi: losses of a batch, dense maps, optimiser, description."""
 
     def __init__(self, options: Options, shape: Sequence[int], seed: int = 0) -> None:
-        self.options, self.shape = options, tuple(shape)
+        self.options, self.shape, self._done = options, tuple(shape), 0.0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.module: nn.Module = NePhi(options, self.shape)
@@ -99,17 +99,17 @@ class NePhiTrainee:
         return next(self.module.parameters()).device
 
     def losses(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        """Means over the batch's pairs, all asked at one draw of points."""
-        module = self._nephi
+        """Means over the batch's pairs, all asked at one draw of points, in the stage that ``rate`` was last told."""
+        module, options = self._nephi, self.options.stage(self._done)
         device = batch.fixed.device
-        sample = draw_sample(self.options, self.shape, generator, device)
-        points = draw_points(self.options, self.shape, generator, device)
+        sample = draw_sample(options, self.shape, generator, device)
+        points = draw_points(options, self.shape, generator, device)
         affine = torch.eye(len(self.shape), len(self.shape) + 1, device=device)
         found = []
         for index, codes in enumerate(module.encode(batch.fixed, batch.moving)):
             one = slice(index, index + 1)
-            pair = Pair(batch.fixed[one], batch.moving[one], affine).shrink(self.options.scale)
-            found.append(pair_losses(module.maps(*codes), pair, sample, points, self.options))
+            pair = Pair(batch.fixed[one], batch.moving[one], affine).shrink(options.scales[0])
+            found.append(pair_losses(module.maps(*codes), pair, sample, points, options))
         return {name: torch.stack([losses[name] for losses in found]).mean() for name in found[0]}
 
     @torch.no_grad()
@@ -129,8 +129,9 @@ class NePhiTrainee:
         return torch.optim.Adam(groups, fused=True)
 
     def rate(self, done: float) -> float:
-        """Linear from 1 to final_lr."""
-        return 1 - (1 - self.options.final_lr) * min(max(done, 0.0), 1.0)
+        """Linear from 1 to final_lr; the stage of the next losses follows."""
+        self._done = min(max(done, 0.0), 1.0)
+        return 1 - (1 - self.options.final_lr) * self._done
 
     def describe(self) -> dict[str, Any]:
         """Options, shape and parameters in plain types, for :func:`trainee_from`."""
@@ -272,7 +273,7 @@ def improve(
     """Minimises NePhi's loss on one pair over the field's codes, decoders or both; returns the history."""
     options = options.of_one_pair()
     shared = on_fixed_grid(pair)
-    shrunken = shared.shrink(options.scale)
+    shrunken = shared.shrink(options.scales[0])
     generator = torch.Generator().manual_seed(seed)
     device = pair.fixed.device
     codes = [code for code in (field.latent, field.volume) if code is not None]
@@ -282,7 +283,7 @@ def improve(
         parameter.requires_grad_(False)
     for parameter in chosen:
         parameter.requires_grad_(True)
-    scale = torch.tensor(float(options.scale), device=device)
+    scale = torch.tensor(float(options.scales[0]), device=device)
 
     def step() -> dict[str, Tensor]:
         sample = draw_sample(options, pair.grid, generator, device)
@@ -350,19 +351,18 @@ def with_at_most(options: Options, grid: tuple[int, ...], most: int) -> Options:
     """
     options = replace(options.of_one_pair(), refine_scale=0, refine_stride=0, refine_window=0)
     most //= 2
-    patch = math.prod(min(options.patch_side, n) for n in shrunken_grid(grid, options.scale))
+    (scale,), (stride,) = options.scales, options.strides
+    patch = math.prod(min(options.patch_side, n) for n in shrunken_grid(grid, scale))
     if options.sampler == "patches" and patch > most:
         raise InputError(
             f"the memory leaves room for {most} points an iteration and direction, a patch takes {patch}; allow more "
             "memory, or lower patch_side"
         )
-    wide = (
-        options.stride and math.prod(lattice_shape(shrunken_grid(grid, options.scale), options.stride)) > most
-    )
+    wide = stride and math.prod(lattice_shape(shrunken_grid(grid, scale), stride)) > most
     return replace(
         options,
         max_points=max(1, min(options.max_points, most)),
-        stride=0 if wide else options.stride,
+        strides=(0 if wide else stride,),
         patches=max(1, min(options.patches, most // patch)),
     )
 

@@ -22,7 +22,10 @@ DELTA = 1e-3  # of finite differences, in coordinates of [-1, 1]: GradICON's
 def pair_losses(
     maps: tuple[CodedMap, CodedMap], pair: Pair, sample: Sample, points: Tensor, options: Options
 ) -> dict[str, Tensor]:
-    """Loss of one pair and its parts; ``pair``'s images share a grid, ``points`` (N, ndim) are the regulariser's."""
+    """Loss of one pair and its parts; ``pair``'s images share a grid, ``points`` (N, ndim) are the regulariser's.
+
+    ``options`` are those of one stage (:meth:`Options.stage`), as in all that follows.
+    """
     similarity = symmetric_similarity(maps, pair, sample, options)
     if options.regulariser == "diffusion":
         regulariser = diffusion(maps, points)
@@ -43,7 +46,7 @@ def symmetric_similarity(
     turned = Pair(pair.moving, pair.fixed, pair.voxel_affine, pair.moving_mask, pair.fixed_mask)
     found = [
         sampled_similarity(
-            images, sample, sample.displacement(one(x)), options.similarity, window=options.lncc_window
+            images, sample, sample.displacement(one(x)), options.similarity, window=options.windows[0]
         )
         for one, images in zip(maps, (pair, turned), strict=True)
     ]
@@ -97,12 +100,12 @@ def draw_sample(
     options: Options, grid: tuple[int, ...], generator: torch.Generator, device: torch.device
 ) -> Sample:
     """Where images are compared: scattered points anywhere between the voxels, patches, or a lattice of the grid."""
-    where = (generator, device, options.scale)
+    where = (generator, device, options.scales[0])
     if options.sampler == "patches":
         return Patches(grid, options.patches, options.patch_side, *where).draw()
     count = similarity_points(options, grid)
     if options.sampler == "lattice":
-        stride = options.stride or smallest_stride(shrunken_grid(grid, options.scale), count)
+        stride = options.strides[0] or smallest_stride(shrunken_grid(grid, options.scales[0]), count)
         return Downsize(grid, stride, *where).draw()
     last = torch.tensor(grid, dtype=torch.float32) - 1
     voxels = torch.rand(count, len(grid), generator=generator) * last

@@ -37,15 +37,16 @@ class Options:
     sampler: str = "random"  # points anywhere; patches or a lattice, whose points have neighbours
     point_share: float = 0.02  # of the voxels, for random points and the lattice
     max_points: int = 100_000
-    scale: int = 1  # how often images are shrunk before they are compared, on patches and lattices
-    stride: int = 0  # of the lattice; 0: the smallest that leaves so many points
+    # By stage, which share the training evenly; the last number holds for the stages that are left
+    scales: tuple[int, ...] = (1,)  # how often images are shrunk first, for patches and lattices
+    strides: tuple[int, ...] = (0,)  # of the lattice; 0: the smallest that leaves so many points
+    windows: tuple[int, ...] = (5,)  # of lncc and ssim
     patches: int = 8
     patch_side: int = 16
     regulariser_share: float = 1e-4  # of the voxels
     regulariser_bounds: tuple[int, int] = (10, 500)  # fewest and most of its points
     # What is asked of them
     similarity: str = "ncc"  # global; or mse, l1, and with neighbours lncc, ssim
-    lncc_window: int = 5  # also SSIM's
     regulariser: str = "inverse"  # gradient inverse consistency, or diffusion
     derivative: str = "exact"  # or differences
     regulariser_weight: float = 10.0
@@ -58,7 +59,7 @@ class Options:
     refined: str = "both"  # codes, decoders or both
     refine_lr: float = 1e-3
     refine_final_lr: float = 0.1
-    refine_scale: int = 0  # scale, stride and window of this; 0: as in training
+    refine_scale: int = 0  # scale, stride and window of this; 0: as in the last stage of the training
     refine_stride: int = 0
     refine_window: int = 0
     iterations: int = 300  # without a prediction
@@ -74,20 +75,11 @@ class Options:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        for name in (
-            "scale",
-            "max_points",
-            "patches",
-            "patch_side",
-            "lncc_window",
-            "frequencies",
-            "head",
-            "iterations",
-        ):
+        for name in ("max_points", "patches", "patch_side", "frequencies", "head", "iterations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in (
-            *("global_code", "local_code", "stride", "regulariser_weight", "prior_weight"),
+            *("global_code", "local_code", "regulariser_weight", "prior_weight"),
             *("refine_scale", "refine_stride", "refine_window"),
         ):
             if getattr(self, name) < 0:
@@ -108,6 +100,11 @@ class Options:
             or not 1 <= self.regulariser_bounds[0] <= self.regulariser_bounds[1]
         ):
             raise ValueError(f"regulariser_bounds must be low,high from 1, got {self.regulariser_bounds}")
+        for name, least in (("scales", 1), ("strides", 0), ("windows", 1)):
+            if not getattr(self, name) or min(getattr(self, name)) < least:
+                raise ValueError(
+                    f"{name} must be one or more numbers of at least {least}, got {getattr(self, name)}"
+                )
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"widths must be one or more numbers of at least 1, got {self.widths}")
         if not 1 <= len(self.hidden) <= 8 or not all(1 <= width <= 256 for width in self.hidden):
@@ -125,8 +122,8 @@ class Options:
                 f"similarity {self.similarity} compares neighbours, which random points do not have: take "
                 "sampler=patches or lattice, or similarity=ncc, mse or l1"
             )
-        if self.sampler == "random" and max(self.scale, self.refine_scale) > 1:
-            raise ValueError("scale and refine_scale belong to sampler patches or lattice")
+        if self.sampler == "random" and max(*self.scales, self.refine_scale) > 1:
+            raise ValueError("scales and refine_scale belong to sampler patches or lattice")
         if self.regulariser == "diffusion" and self.derivative != "exact":
             raise ValueError(
                 "derivative differences belongs to regulariser inverse: diffusion has exact ones"
@@ -136,10 +133,17 @@ class Options:
         """The same with scale, stride and window of the fit of one pair."""
         return replace(
             self,
-            scale=self.refine_scale or self.scale,
-            stride=self.refine_stride or self.stride,
-            lncc_window=self.refine_window or self.lncc_window,
+            scales=(self.refine_scale or self.scales[-1],),
+            strides=(self.refine_stride or self.strides[-1],),
+            windows=(self.refine_window or self.windows[-1],),
         )
+
+    def stage(self, done: float) -> Options:
+        """The same with the one scale, stride and window of the stage that is on after this share of the training."""
+        named = {name: getattr(self, name) for name in ("scales", "strides", "windows")}
+        count = max(len(values) for values in named.values())
+        now = min(int(done * count), count - 1)
+        return replace(self, **{name: (values[min(now, len(values) - 1)],) for name, values in named.items()})
 
 
 # Local codes that see the whole image, smaller decoders, windows on shrunken images: chosen on pairs of six hippocampi
@@ -150,10 +154,10 @@ _FAST = Options(
     frequencies=32,
     hidden=(64, 64),
     sampler="lattice",
-    scale=2,
-    stride=2,
+    scales=(2, 1),
+    strides=(2, 3),
+    windows=(3,),
     similarity="lncc",
-    lncc_window=3,
     regulariser_bounds=(50, 500),
     regulariser_weight=1.0,
     prior_weight=1e-4,
