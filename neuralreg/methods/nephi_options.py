@@ -164,6 +164,8 @@ _FAST = Options(
     lr=3e-4,
     decoder_lr=3e-4,
     final_lr=0.1,
+    refine_stride=2,
+    refine_window=5,
 )
 
 PRESETS = {
