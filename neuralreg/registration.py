@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from neuralreg.composition import behind, read_prior, seen_through
 from neuralreg.errors import InputError
 from neuralreg.fit import Progress
 from neuralreg.images import (
@@ -32,7 +33,12 @@ from neuralreg.pair import Pair
 from neuralreg.transforms import Transform, center_alignment, inverse_consistency, read_affine
 from neuralreg.writing import atomic_path
 
-METHODS = {"nir": "neuralreg.methods.nir", "ncf": "neuralreg.methods.ncf"}
+METHODS = {
+    "nir": "neuralreg.methods.nir",
+    "ncf": "neuralreg.methods.ncf",
+    "nephi": "neuralreg.methods.nephi",
+}
+DEFAULT_PRESET = "fast"
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,8 @@ class Registration:
 
     Attributes:
         transform: maps fixed physical points to moving physical points.
-        inverse: maps moving physical points to fixed ones, on the moving grid.
+        inverse: maps moving physical points to fixed ones, on the moving grid: the method's own backward map where it
+            has one, else the transform's, inverted by iteration.
         warped: the moving image on the fixed grid, in the moving image's intensities.
         fixed, moving: the images as read.
         field: the fitted network; ``field(x)`` is the displacement in coordinates of [-1, 1].
@@ -60,7 +67,13 @@ class Registration:
     summary: dict[str, Any]
 
     def save_field(self, path: str | os.PathLike[str]) -> None:
-        """Writes the network, its spec and the geometry as a ``torch.save`` file that loads with weights_only."""
+        """Writes the network, its spec and the geometry as a ``torch.save`` file that loads with weights_only.
+
+        Raises:
+            InputError: the field is one of two maps, the other being the prior.
+        """
+        if self.summary.get("prior"):
+            raise InputError("a field in front of a prior is half of the map: save the transform instead")
         content = {
             "method": self.summary["method"],
             "options": self.summary["options"],
@@ -77,12 +90,15 @@ def register(
     fixed: Any,
     moving: Any,
     method: str = "nir",
-    preset: str = "fast",
+    preset: str | None = None,
     *,
+    weights: str | os.PathLike[str] | None = None,
+    refine: int | None = None,
     fixed_mask: Any = None,
     moving_mask: Any = None,
     initial_transform: Any = None,
     center: bool = False,
+    prior: str | os.PathLike[str] | Transform | None = None,
     window: tuple[float, float] | None = None,
     quantiles: tuple[float, float] | None = None,
     nan_to: float | None = None,
@@ -101,13 +117,19 @@ def register(
     Args:
         fixed, moving: paths, nibabel or SimpleITK images, tensors or :class:`~neuralreg.images.Image`. Shape, spacing,
             orientation and origin may differ.
-        method: "nir" or "ncf".
-        preset: the method's settings by name: "fast" of each, and others; an unknown one lists them.
+        method: "nir", "ncf" or "nephi".
+        preset: the method's settings by name; None is "fast", which each has; an unknown one lists them. Weights bring
+            their own settings and take none.
+        weights: file of a trained network (best.pt of `neuralreg train`), which then predicts the map; for methods
+            that are trained. Without it "nephi" fits the pair alone.
+        refine: steps that a prediction is refined by; default 0.
         fixed_mask, moving_mask: images on the grid of their image; windows centred outside are left out of the
             similarity.
         initial_transform: affine from fixed to moving physical points: a path (ITK .tfm or .txt, .mat, 4x4 text; LPS)
             or a 4x4 array in RAS world coordinates.
         center: without an initial transform, align the centres of mass first.
+        prior: a transform, or its file, that comes behind the new map: the moving image is read through it on the fixed
+            grid, and that image is registered. The result is both, one behind the other.
         window: intensities (low, high) that become 0 and 1, for both images (CT).
         quantiles: without a window, the quantiles that become 0 and 1; default (0, 0.999).
         nan_to: value that replaces NaN and infinity in the voxels; None makes them an error.
@@ -130,7 +152,7 @@ def register(
     module = method_module(method)
     if iterations is not None:
         options["iterations"] = iterations
-    chosen = resolve(module.PRESETS, preset, options, method)
+    chosen, trainee = choose(module, method, preset, weights, refine, options, time_budget)
     target = pick_device(device)
     if time_budget is not None and not time_budget > 0:
         raise InputError(f"time_budget must be more than 0 seconds, got {time_budget}")
@@ -154,6 +176,11 @@ def register(
                 (moving_mask, "moving mask", moving_image),
             )
         ]
+        if prior is not None and (initial_transform is not None or center):
+            raise InputError(
+                "prior is where the registration starts: give no initial_transform or center beside it"
+            )
+        start = None if prior is None else read_prior(prior, fixed_image.ndim)
         initial, initial_name = find_initial(initial_transform, center, fixed_image, moving_image)
         scaling: dict[str, Any] = {}
         scaled = []
@@ -163,6 +190,13 @@ def register(
             )
             scaled.append(values)
         affine = voxel_affine(fixed_image, moving_image, initial)
+        moving_grid = moving_image.geometry
+        if start is not None:  # from here on the moving image is the one that the prior shows
+            place = moving_image.affine, fixed_image.geometry
+            scaled[1] = seen_through(start, scaled[1], *place, "linear")
+            if masks[1] is not None:
+                masks[1] = seen_through(start, masks[1].float(), *place, "nearest") > 0
+            affine, moving_grid = np.eye(fixed_image.ndim, fixed_image.ndim + 1), fixed_image.geometry
         pair = Pair(
             scaled[0][None, None].to(target),
             scaled[1][None, None].to(target),
@@ -173,16 +207,29 @@ def register(
         del scaled, values
         if max_memory is not None:
             chosen = module.with_at_most(chosen, pair.grid, most_points(max_memory, pair))
-        field, history = module.fit(pair, chosen, seed=seed, progress=progress, seconds=time_budget)
+        if trainee is None:
+            field, history = module.fit(pair, chosen, seed=seed, progress=progress, seconds=time_budget)
+        else:
+            field, history = module.fit_trained(
+                trainee, pair, chosen, refine=refine or 0, seed=seed, progress=progress, seconds=time_budget
+            )
         displacement = module.dense_displacement(field, pair.grid, progress).cpu()
+        backward = module.dense_inverse(field, pair, progress).cpu() if two_way(module) else None
         del pair
-        transform = Transform(displacement, fixed_image.geometry, moving_image.geometry, initial)
+        transform = Transform(displacement, fixed_image.geometry, moving_grid, initial)
+        if backward is None:
+            inverse = transform.inverse(moving_grid)
+        else:
+            inverse = Transform(backward, moving_grid, fixed_image.geometry, np.linalg.inv(initial))
+        if start is not None:
+            transform, inverse = behind(transform, inverse, start, moving_image.geometry)
+            displacement = transform.displacement
         warped = transform.warp(moving_image)
-        inverse = transform.inverse(moving_image.geometry)
         consistency = inverse_consistency(transform, inverse)
         summary = {
             "method": method,
-            "preset": preset,
+            "preset": None if trainee is not None else preset or DEFAULT_PRESET,
+            "weights": None if weights is None else str(weights),
             "options": asdict(chosen),
             "seed": seed,
             "parameters": sum(p.numel() for p in field.parameters()),
@@ -198,6 +245,7 @@ def register(
             "inverse_consistency": consistency,
             "intensity": scaling,
             "initial_transform": initial_name,
+            "prior": None if start is None else str(prior) if isinstance(prior, (str, Path)) else "given",
             "initial_matrix_ras": np.asarray(initial).tolist(),
             "inputs": {"fixed": describe(fixed, fixed_image), "moving": describe(moving, moving_image)},
             "wall_seconds": time.perf_counter() - wall,
@@ -216,6 +264,52 @@ def method_module(method: str) -> Any:
     if method not in METHODS:
         raise InputError(f"there is no method {method!r}; choose from {', '.join(sorted(METHODS))}")
     return importlib.import_module(METHODS[method])
+
+
+def two_way(module: Any) -> bool:
+    """Whether a method has a backward map of its own."""
+    return hasattr(module, "dense_inverse")
+
+
+def choose(
+    module: Any,
+    method: str,
+    preset: str | None,
+    weights: str | os.PathLike[str] | None,
+    refine: int | None,
+    options: dict[str, Any],
+    time_budget: float | None,
+) -> tuple[Any, Any]:
+    """The method's options, and the trainee of the weights where there are any.
+
+    Raises:
+        InputError: arguments that do not go together, or weights of another method.
+    """
+    if weights is None:
+        if refine is not None:
+            raise InputError("refine belongs to a prediction: give weights, too")
+        if not hasattr(module, "fit"):
+            raise InputError(
+                f"method {method} predicts: give the weights of a training (neuralreg train {method})"
+            )
+        return resolve(module.PRESETS, preset or DEFAULT_PRESET, options, method), None
+    if not hasattr(module, "fit_trained"):
+        raise InputError(f"method {method} is fitted to every pair anew and takes no weights")
+    if preset is not None:
+        raise InputError(f"weights bring their own settings: leave preset {preset!r} out")
+    if "iterations" in options:
+        raise InputError("iterations are of a fit without weights; a prediction is refined by refine steps")
+    if refine is not None and refine < 0:
+        raise InputError(f"refine must be at least 0 steps, got {refine}")
+    if time_budget is not None and not refine:
+        raise InputError("time_budget limits the refinement of a prediction: give refine, too")
+    from neuralreg.training.trainee import load_trainee
+
+    trainee: Any = load_trainee(weights)
+    found = trainee.describe()["method"]
+    if found != method:
+        raise InputError(f"the weights {os.fspath(weights)} are of method {found}, not of {method}")
+    return resolve({"weights": trainee.options}, "weights", options, method), trainee
 
 
 def pick_device(device: str) -> torch.device:

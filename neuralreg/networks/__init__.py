@@ -1,0 +1,1 @@
+"""Networks that see whole images: plain torch, trained across pairs."""
