@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from neuralreg.losses import SIMILARITIES, WINDOWED
 from neuralreg.networks.encoder import NORMS
@@ -143,7 +144,8 @@ class Options:
         named = {name: getattr(self, name) for name in ("scales", "strides", "windows")}
         count = max(len(values) for values in named.values())
         now = min(int(done * count), count - 1)
-        return replace(self, **{name: (values[min(now, len(values) - 1)],) for name, values in named.items()})
+        one: dict[str, Any] = {name: (values[min(now, len(values) - 1)],) for name, values in named.items()}
+        return replace(self, **one)
 
 
 # Local codes that see the whole image, smaller decoders, windows on shrunken images: chosen on pairs of six hippocampi
