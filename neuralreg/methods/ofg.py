@@ -1,0 +1,203 @@
+"""OFG: on-the-fly guidance for registration networks (Xin et al., MICCAI 2024, arXiv 2308.15216).
+
+A network predicts a displacement; a differentiable optimiser refines a detached copy of it for a few steps; the refined
+field supervises the prediction. Beside it stand the trainings that the paper compares with:
+
+    unsupervised             energy(u): the similarity's negative plus the regulariser
+    ofg                      mean((u - refined)^2) + smoothness, refined from the network's own, present prediction
+    self-training            mean((u - taught)^2) + smoothness, taught by a network that was trained before
+    optimised-self-training  the same, with what the teacher says refined as in ofg
+    weakly-supervised        unsupervised plus soft Dice of the warped labels
+
+The last two lines of the paper's Figure 3 are our reading of its "self-training" and "optimised self-training": pseudo
+ground truth from a trained model that stays as it is, without and with the optimiser, against guidance that improves
+together with the network. Inference is the network alone in every mode.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from neuralreg import kernels
+from neuralreg.errors import InputError
+from neuralreg.losses import soft_dice
+from neuralreg.methods.ofg_guidance import Energy, OnTheFlyGuidance
+from neuralreg.methods.ofg_options import PRESETS, TAUGHT, Options
+from neuralreg.networks import TransMorph, VoxelMorph, predict
+from neuralreg.options import resolve
+
+if TYPE_CHECKING:
+    from neuralreg.training.data import Batch
+
+__all__ = ["PRESETS", "Energy", "OnTheFlyGuidance", "Options", "make_network", "make_trainee", "trainee_from"]
+
+
+class OfgTrainee:
+    """A network with the losses of its mode: what the training loop, validation and registration need.
+
+    Attributes:
+        module: the network; ``module(moving, fixed)`` unless options.call says otherwise.
+        options, shape: what it was made of; images must have that shape.
+    """
+
+    def __init__(self, options: Options, shape: tuple[int, ...], module: nn.Module):
+        self.options, self.shape, self.module = options, tuple(shape), module
+        self._done = 0.0
+        self._teacher: OfgTrainee | None = None
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """ "loss" and its parts, means over the batch's pairs, with ``two_way`` over both directions of each.
+
+        Draws nothing from ``generator``. The inner learning rate follows the ``done`` that ``rate`` was last told.
+        """
+        images = (batch.fixed, batch.moving)
+        labels = (batch.fixed_labels, batch.moving_labels)
+        if self.options.two_way:
+            images = (torch.cat(images), torch.cat(images[::-1]))
+            if labels[0] is not None and labels[1] is not None:
+                labels = (torch.cat(labels), torch.cat(labels[::-1]))
+        displacement = predict(self.module, *images, call=self.options.call)
+        mode = self.options.mode
+        if mode in ("unsupervised", "weakly-supervised"):
+            parts = self._compare(*images, displacement)
+            if mode == "weakly-supervised":
+                if labels[0] is None or labels[1] is None:
+                    raise InputError("mode weakly-supervised needs labels of every subject")
+                parts["dice"] = soft_dice(*labels, displacement)
+                parts["loss"] = parts["loss"] + self.options.dice_weight * (1 - parts["dice"])
+            return parts
+        guidance = self.options.guidance
+        if mode == "ofg":
+            target = guidance.refine(*images, displacement, self._done)
+        else:
+            target = self.teacher.displacement(*images)
+            if mode == "optimised-self-training":
+                target = guidance.refine(*images, target, self._done)
+        distance = functional.mse_loss(displacement, target)
+        rough = kernels.diffusion_loss(displacement)
+        return {
+            "loss": distance + self.options.smoothness * rough,
+            "distance": distance,
+            "regulariser": rough,
+        }
+
+    def _compare(self, fixed: Tensor, moving: Tensor, displacement: Tensor) -> dict[str, Tensor]:
+        alike, rough = self.options.energy.parts(fixed, moving, displacement)
+        return {
+            "loss": self.options.regularisation * rough - alike,
+            "similarity": alike,
+            "regulariser": rough,
+        }
+
+    @property
+    def teacher(self) -> OfgTrainee:
+        """The network that supervises self-training, read when it is first asked."""
+        if self._teacher is None:
+            path = Path(self.options.teacher)
+            try:
+                found = torch.load(path, map_location="cpu", weights_only=True)
+            except (OSError, RuntimeError, ValueError, EOFError) as error:
+                raise InputError(f"teacher {path} cannot be read: {error}") from None
+            if not isinstance(found, dict) or found.get("method") != "ofg":
+                raise InputError(f"teacher {path} does not hold weights of method ofg")
+            self._teacher = trainee_from(found)
+            if self._teacher.shape != self.shape:
+                raise InputError(
+                    f"teacher {path} was trained on the grid {self._teacher.shape}, this one is {self.shape}"
+                )
+            self._teacher.module.to(next(self.module.parameters()).device)
+        return self._teacher
+
+    @torch.no_grad()
+    def displacement(self, fixed: Tensor, moving: Tensor) -> Tensor:
+        """(B, ndim, *spatial) in fixed voxels, of images (B, 1, *spatial) in [0, 1]; in evaluation mode."""
+        training = self.module.training
+        self.module.eval()
+        try:
+            return predict(self.module, fixed, moving, call=self.options.call)
+        finally:
+            self.module.train(training)
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.module.parameters(), lr=self.options.lr, amsgrad=True)
+
+    def rate(self, done: float) -> float:
+        """(1 - done)^power; the inner loop of the next losses is told the same share."""
+        self._done = min(max(done, 0.0), 1.0)
+        return (1 - self._done) ** self.options.power
+
+    def describe(self) -> dict[str, Any]:
+        """What ``trainee_from`` makes the same trainee of; loads with weights_only."""
+        return {
+            "method": "ofg",
+            "options": asdict(self.options),
+            "shape": list(self.shape),
+            "state": {name: value.detach().cpu() for name, value in self.module.state_dict().items()},
+        }
+
+
+def make_trainee(options: Options, shape: tuple[int, ...], ndim: int, seed: int) -> OfgTrainee:
+    """A fresh network with the losses of its mode, started from ``seed``.
+
+    Raises:
+        InputError: the network cannot be made, or the teacher cannot be read.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        trainee = OfgTrainee(options, shape, make_network(options, tuple(shape), ndim))
+    if options.mode in TAUGHT:
+        _ = trainee.teacher  # bad weights show here, not in the first step
+    return trainee
+
+
+def trainee_from(description: dict[str, Any]) -> OfgTrainee:
+    """The trainee of :meth:`OfgTrainee.describe`. A network module:Class is imported by its name.
+
+    Raises:
+        InputError: the description does not fit this version or the network.
+    """
+    try:
+        options = resolve(PRESETS, "paper", description["options"], "ofg")
+        shape = tuple(description["shape"])
+        trainee = OfgTrainee(options, shape, make_network(options, shape, len(shape)))
+        trainee.module.load_state_dict(description["state"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"the weights do not fit method ofg: {error}") from None
+    return trainee
+
+
+def make_network(options: Options, shape: tuple[int, ...], ndim: int) -> nn.Module:
+    """The network that the options name, freshly started.
+
+    Raises:
+        InputError: no such module or class, or sizes that do not fit.
+    """
+    try:
+        if options.network == "voxelmorph":
+            return VoxelMorph(ndim, options.encoder, options.decoder, options.diffeomorphic)
+        if options.network == "transmorph":
+            return TransMorph(
+                ndim, options.embedding, options.depths, options.heads, options.attention_window
+            )
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return find_class(options.network)(shape)
+
+
+def find_class(name: str) -> Any:
+    """What a name module:Class means; modules of the current folder count."""
+    module, _, kind = name.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module), kind)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"network {name}: {error}") from None
