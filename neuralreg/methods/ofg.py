@@ -20,7 +20,7 @@ import importlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,9 @@ from neuralreg.methods.ofg_guidance import Energy, OnTheFlyGuidance
 from neuralreg.methods.ofg_options import PRESETS, TAUGHT, Options
 from neuralreg.networks import TransMorph, VoxelMorph, predict
 from neuralreg.options import resolve
-
-if TYPE_CHECKING:
-    from neuralreg.training.data import Batch
+from neuralreg.reading import by
+from neuralreg.training.data import Batch
+from neuralreg.training.trainee import Trainee, load_trainee
 
 __all__ = ["PRESETS", "Energy", "OnTheFlyGuidance", "Options", "make_network", "make_trainee", "trainee_from"]
 
@@ -51,7 +51,7 @@ class OfgTrainee:
     def __init__(self, options: Options, shape: tuple[int, ...], module: nn.Module):
         self.options, self.shape, self.module = options, tuple(shape), module
         self._done = 0.0
-        self._teacher: OfgTrainee | None = None
+        self._teacher: Trainee | None = None
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """ "loss" and its parts, means over the batch's pairs, with ``two_way`` over both directions of each.
@@ -98,22 +98,17 @@ class OfgTrainee:
         }
 
     @property
-    def teacher(self) -> OfgTrainee:
-        """The network that supervises self-training, read when it is first asked."""
+    def teacher(self) -> Trainee:
+        """What supervises self-training, read when it is first asked for."""
         if self._teacher is None:
-            path = Path(self.options.teacher)
-            try:
-                found = torch.load(path, map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, ValueError, EOFError) as error:
-                raise InputError(f"teacher {path} cannot be read: {error}") from None
-            if not isinstance(found, dict) or found.get("method") != "ofg":
-                raise InputError(f"teacher {path} does not hold weights of method ofg")
-            self._teacher = trainee_from(found)
-            if self._teacher.shape != self.shape:
+            teacher = load_trainee(self.options.teacher)
+            shape = tuple(teacher.describe()["shape"])
+            if shape != self.shape:
                 raise InputError(
-                    f"teacher {path} was trained on the grid {self._teacher.shape}, this one is {self.shape}"
+                    f"teacher {self.options.teacher} was trained on the grid {by(shape)}, this one is {by(self.shape)}"
                 )
-            self._teacher.module.to(next(self.module.parameters()).device)
+            teacher.module.to(next(self.module.parameters()).device).eval()
+            self._teacher = teacher
         return self._teacher
 
     @torch.no_grad()
@@ -140,7 +135,7 @@ class OfgTrainee:
             "method": "ofg",
             "options": asdict(self.options),
             "shape": list(self.shape),
-            "state": {name: value.detach().cpu() for name, value in self.module.state_dict().items()},
+            "state": self.module.state_dict(),
         }
 
 
@@ -162,15 +157,13 @@ def trainee_from(description: dict[str, Any]) -> OfgTrainee:
     """The trainee of :meth:`OfgTrainee.describe`. A network module:Class is imported by its name.
 
     Raises:
-        InputError: the description does not fit this version or the network.
+        InputError: an option or the network does not exist here.
+        RuntimeError: the state does not fit the network.
     """
-    try:
-        options = resolve(PRESETS, "paper", description["options"], "ofg")
-        shape = tuple(description["shape"])
-        trainee = OfgTrainee(options, shape, make_network(options, shape, len(shape)))
-        trainee.module.load_state_dict(description["state"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"the weights do not fit method ofg: {error}") from None
+    options = resolve(PRESETS, "paper", description["options"], "ofg")
+    shape = tuple(description["shape"])
+    trainee = OfgTrainee(options, shape, make_network(options, shape, len(shape)))
+    trainee.module.load_state_dict(description["state"])
     return trainee
 
 
