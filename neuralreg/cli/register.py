@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -223,8 +223,11 @@ def parse_pair(flag: str, text: str | None) -> tuple[float, float] | None:
     return low, high
 
 
-def parse_options(pairs: list[str]) -> dict[str, Any]:
-    """`name=value` pairs as arguments: numbers, true, false, none, comma lists as tuples, else text."""
+def parse_options(pairs: list[str], own: Collection[str] = OWN_FLAGS) -> dict[str, Any]:
+    """`name=value` pairs as arguments: numbers, true, false, none, comma lists as tuples, else text.
+
+    ``own`` are names that have a flag of their own, and are refused.
+    """
     words = {"true": True, "false": False, "none": None}
     options: dict[str, Any] = {}
     for pair in pairs:
@@ -234,8 +237,8 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
             raise InputError(f"--option: expected NAME=VALUE, got '{pair}'")
         if name in options:
             raise InputError(f"--option: '{name}' is given twice")
-        if name in OWN_FLAGS or name == "progress":
-            hint = f"; use --{name.replace('_', '-')}" if name in OWN_FLAGS else ""
+        if name in own or name == "progress":
+            hint = f"; use --{name.replace('_', '-')}" if name in own else ""
             raise InputError(f"--option: '{name}' is not an option of a method{hint}")
         if text.strip().lower() in words:
             options[name] = words[text.strip().lower()]

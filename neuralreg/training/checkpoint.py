@@ -18,8 +18,8 @@ from neuralreg.writing import atomic_path
 
 BEST, LAST, CHECKPOINT, CONFIG = "best.pt", "last.pt", "checkpoint.pt", "config.json"
 FORMAT = 1
-# What may differ between a run and its resume: how long it lasts and where it runs.
-FREE = ("limits", "environment")
+# What may differ between a run and its resume: how long it lasts, where it runs, and where the files lie.
+FREE = ("limits", "environment", "data")
 
 
 @dataclass

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from neuralreg.errors import InputError
-from neuralreg.images import read_image, read_labels, scale_intensity
+from neuralreg.images import check_registrable, read_image, read_labels, scale_intensity
 from neuralreg.reading import by
 
 MB = 1 << 20
+SLACK = 0.5  # published images end at 1, a few interpolated ones a little beyond
 Window = tuple[float, float]
 
 
@@ -59,11 +60,20 @@ def subject_from(
     """Reads a subject from what `read_image` and `read_labels` take: paths, arrays (*sp) or tensors.
 
     ``window`` becomes [0, 1], else the image's 0 and 0.999 quantiles, as in `neuralreg register`. ``scaled``: the
-    image is in [0, 1] already and is only clipped. ``spacing`` overrides the header's. InputError for what cannot be
-    read, for voxels that are not finite, and for labels of another shape.
+    image is in [0, 1] already and is clipped; far beyond it is an error. ``spacing`` overrides the header's.
+
+    Raises:
+        InputError: what cannot be read, voxels that are not finite, a constant image, labels of another shape.
     """
     role = f"image of subject {name}"
     volume = read_image(image, role=role)
+    check_registrable(volume, role)
+    if scaled:
+        low, high = (float(v) for v in torch.aminmax(volume.data))
+        if low < -SLACK or high > 1 + SLACK:
+            raise InputError(
+                f"{role}: expected intensities in [0, 1], found {low:g} to {high:g}; give a --window LO,HI"
+            )
     data = volume.data.clamp(0, 1) if scaled else scale_intensity(volume, window=window)[0]
     found = None if labels is None else read_labels(labels, role=f"label map of subject {name}").data
     if found is not None and found.shape != data.shape:
@@ -125,6 +135,15 @@ class Subjects(Sequence[Subject]):
 
     def __iter__(self) -> Iterator[Subject]:
         return (self[k] for k in range(len(self)))
+
+    def read_ahead(self, places: Sequence[int], watch: Callable[[int, int], object] | None = None) -> None:
+        """Reads these subjects as long as they can be kept, so that what is wrong with them shows at once."""
+        for done, place in enumerate(places):
+            self[place]
+            if place not in self._kept:
+                return
+            if watch:
+                watch(done + 1, len(places))
 
     def index_of(self, name: str) -> int:
         """The place of a subject by its name."""

@@ -14,11 +14,14 @@ STEPS, VALIDATIONS = "log.jsonl", "validation.jsonl"
 
 
 class Log:
-    """Appends to ``log.jsonl`` and ``validation.jsonl`` of a folder; lines beyond step ``upto`` are dropped first."""
+    """Appends to ``log.jsonl`` and ``validation.jsonl`` of a folder.
 
-    def __init__(self, folder: Path, upto: int, tensorboard: bool = False) -> None:
-        for name in (STEPS, VALIDATIONS):
-            cut(folder / name, upto)
+    What stands there of steps beyond ``upto``, and of validations beyond ``scored``, is dropped first.
+    """
+
+    def __init__(self, folder: Path, upto: int, scored: int, tensorboard: bool = False) -> None:
+        cut(folder / STEPS, upto)
+        cut(folder / VALIDATIONS, scored)
         self._files = {
             name: (folder / name).open("a", buffering=1, encoding="utf-8") for name in (STEPS, VALIDATIONS)
         }

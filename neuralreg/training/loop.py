@@ -57,6 +57,7 @@ def train(
     tensorboard: bool = False,
     deterministic: bool = False,
     device: torch.device | None = None,
+    threads: int | None = None,
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
     config: dict[str, Any] | None = None,
@@ -77,8 +78,10 @@ def train(
         resume: go on from ``out``'s checkpoint. In deterministic mode the losses are those of a run that was never
             interrupted, to the last bit.
         device: CPU by default; under torchrun each rank takes the GPU of its local rank.
+        threads: CPU threads; None keeps torch's setting.
+        progress: called with (step, steps expected in all, loss, "train"), and with (pair, pairs, nan, "validate").
         tell: called with one line a validation.
-        config: plain settings to keep in ``config.json`` and to compare on resume; "environment" is not compared.
+        config: plain settings to keep in ``config.json`` and, but for "environment" and "data", to compare on resume.
 
     SIGINT and SIGTERM end the training after the step in progress, with checkpoint and weights written, as
     KeyboardInterrupt and SystemExit(143).
@@ -92,6 +95,8 @@ def train(
         raise InputError(f"batch must be at least 1, got {batch}")
     if seed < 0:
         raise InputError(f"seed must be 0 or more, got {seed}")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads must be at least 1, got {threads}")
     if tensorboard:
         require_tensorboard()
     out = Path(out)
@@ -102,28 +107,18 @@ def train(
         "augmentation": augment is not None,
         "limits": {"steps": steps, "time_budget": time_budget, "cpu_budget": cpu_budget},
     }
-    before = torch.are_deterministic_algorithms_enabled()
     with (
         ranks(device or torch.device("cpu")) as group,
         _signals() as caught,
-        _own_random_numbers(group.device),
+        _own_settings(group.device, deterministic, threads),
     ):
         if batch < group.world:
             raise InputError(f"batch {batch} is smaller than the number of processes, {group.world}")
         checkpoint.open_run(out, whole, resume)
-        torch.use_deterministic_algorithms(deterministic or before)
-        try:
-            loop = _Loop(trainee, pairs, validation, out, limits, batch, seed, group, augment)
-            loop.begin(whole, resume, tensorboard)
-            loop.run(
-                validate_every or Every(),
-                checkpoint_every or Every(seconds=300.0),
-                caught,
-                progress,
-                tell or _nothing,
-            )
-        finally:
-            torch.use_deterministic_algorithms(before)
+        loop = _Loop(trainee, pairs, validation, out, limits, batch, seed, group, augment)
+        loop.begin(whole, resume, tensorboard)
+        rhythms = validate_every or Every(), checkpoint_every or Every(seconds=300.0)
+        loop.run(*rhythms, caught, progress, tell or _nothing)
     if caught:
         raise KeyboardInterrupt if caught[0] == signal.SIGINT else SystemExit(143)
     state = loop.state
@@ -165,7 +160,7 @@ class _Loop:
             self.out.mkdir(exist_ok=True)
             checkpoint.remove_leftovers(self.out)
             checkpoint.write_config(self.out, config)
-            self.log = Log(self.out, self.state.step, tensorboard)
+            self.log = Log(self.out, self.state.step, self.state.scored_step or 0, tensorboard)
         self.clock = Clock(self.state.seconds, self.state.cpu_seconds if self.group.first else 0.0)
         self._look([])
 
@@ -184,10 +179,9 @@ class _Loop:
         try:
             stopped = self._look(caught)
             while self.done < 1 and not stopped:
-                loss = self._step()
+                record = self._step()
                 stopped = self._look(caught)
-                if progress:
-                    progress(state.step, self._expected(), loss, "train")
+                self._tell(record, progress)
                 at = state.step, self.done, state.seconds
                 if not stopped and scoring.due(*at) and self.done < 1:
                     self._score(progress, tell)
@@ -197,11 +191,13 @@ class _Loop:
                 self._score(progress, tell)
             else:
                 self._save()
+            self._look(caught)
         finally:
             if self.log is not None:
                 self.log.close()
 
-    def _step(self) -> float:
+    def _step(self) -> dict[str, float]:
+        """One step of the optimiser; returns the losses (means over the global batch), gradient norm and rate."""
         step = self.state.step + 1
         rate = self.trainee.rate(self.done)
         for group, lr in zip(self.optimiser.param_groups, self.rates, strict=True):
@@ -229,11 +225,16 @@ class _Loop:
         self.optimiser.step()
         self.group.average_buffers(self.trainee.module, weight)
         self.state.step = step
+        return {**record, "gradient_norm": norm, "rate": rate}
+
+    def _tell(self, record: dict[str, float], progress: Progress | None) -> None:
+        state = self.state
+        if progress:
+            expected = max(state.step, round(state.step / max(self.done, 1e-9)))
+            progress(state.step, expected, record["loss"], "train")
         if self.log is not None:
-            seconds, cpu_seconds = self.clock.read()
-            times = {"rate": rate, "seconds": round(seconds, 3), "cpu_seconds": round(cpu_seconds, 3)}
-            self.log.step({"step": step, **record, "gradient_norm": norm, **times})
-        return record["loss"]
+            times = {"seconds": round(state.seconds, 3), "cpu_seconds": round(state.cpu_seconds, 3)}
+            self.log.step({"step": state.step, **record, **times})
 
     def _look(self, caught: list[int]) -> bool:
         """Reads the clock, the same on all ranks, and tells whether any of them was asked to stop."""
@@ -272,10 +273,6 @@ class _Loop:
             save_trainee(self.trainee, self.out / checkpoint.BEST)
         checkpoint.save_checkpoint(self.out, self.trainee, self.optimiser, self.state)
 
-    def _expected(self) -> int:
-        """Steps in all, as far as can be told from the share that is done."""
-        return max(self.state.step, round(self.state.step / max(self.done, 1e-9)))
-
 
 def _check(step: int, losses: dict[str, float], gradient: float) -> None:
     if all(math.isfinite(value) for value in losses.values()) and math.isfinite(gradient):
@@ -309,10 +306,17 @@ def _signals() -> Iterator[list[int]]:
 
 
 @contextmanager
-def _own_random_numbers(device: torch.device) -> Iterator[None]:
-    """The caller's random numbers stay as they are."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
+def _own_settings(device: torch.device, deterministic: bool, threads: int | None) -> Iterator[None]:
+    """The caller's random numbers and torch's settings are afterwards as they were."""
+    before, threads_before = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    try:
+        torch.use_deterministic_algorithms(deterministic or before)
+        torch.set_num_threads(threads or threads_before)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.set_num_threads(threads_before)
 
 
 def _nothing(line: str) -> None:
