@@ -59,19 +59,14 @@ class OfgTrainee:
         Draws nothing from ``generator``. The inner learning rate follows the ``done`` that ``rate`` was last told.
         """
         images = (batch.fixed, batch.moving)
-        labels = (batch.fixed_labels, batch.moving_labels)
         if self.options.two_way:
             images = (torch.cat(images), torch.cat(images[::-1]))
-            if labels[0] is not None and labels[1] is not None:
-                labels = (torch.cat(labels), torch.cat(labels[::-1]))
         displacement = predict(self.module, *images, call=self.options.call)
         mode = self.options.mode
         if mode in ("unsupervised", "weakly-supervised"):
             parts = self._compare(*images, displacement)
             if mode == "weakly-supervised":
-                if labels[0] is None or labels[1] is None:
-                    raise InputError("mode weakly-supervised needs labels of every subject")
-                parts["dice"] = soft_dice(*labels, displacement)
+                parts["dice"] = soft_dice(*self._labels(batch), displacement)
                 parts["loss"] = parts["loss"] + self.options.dice_weight * (1 - parts["dice"])
             return parts
         guidance = self.options.guidance
@@ -96,6 +91,12 @@ class OfgTrainee:
             "similarity": alike,
             "regulariser": rough,
         }
+
+    def _labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        if batch.fixed_labels is None or batch.moving_labels is None:
+            raise InputError("mode weakly-supervised needs labels of every subject")
+        labels = (batch.fixed_labels, batch.moving_labels)
+        return (torch.cat(labels), torch.cat(labels[::-1])) if self.options.two_way else labels
 
     @property
     def teacher(self) -> Trainee:

@@ -90,4 +90,7 @@ class Options:
         return self.guidance.energy
 
 
-PRESETS = {"paper": Options()}
+PRESETS = {
+    "fast": Options(lr=1e-3),  # for minutes on a CPU
+    "paper": Options(),
+}

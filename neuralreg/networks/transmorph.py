@@ -127,8 +127,10 @@ class Merge(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         ndim = x.ndim - 2
         x = pad_tokens(x, [n % 2 for n in x.shape[1:-1]])
-        corners = itertools.product((0, 1), repeat=ndim)
-        parts = [x[(slice(None), *(slice(first, None, 2) for first in corner))] for corner in corners]
+        parts = []
+        for corner in itertools.product((0, 1), repeat=ndim):
+            every_second = (slice(None), *(slice(first, None, 2) for first in corner))
+            parts.append(x[every_second])
         return self.reduce(self.norm(torch.cat(parts, -1)))
 
 
@@ -172,7 +174,8 @@ class SwinBlock(nn.Module):
         y = functional.scaled_dot_product_attention(q, k, v, bias.to(q.dtype))
         y = self.out(y.movedim(1, 2).flatten(2)).unflatten(0, (batch, -1))
         y = join(y, padded, window).roll(shift, axes)
-        return y[(slice(None), *(slice(n) for n in grid))]
+        inside = (slice(None), *(slice(n) for n in grid))
+        return y[inside]
 
     def relative_bias(self, window: list[int]) -> Tensor:
         """(heads, tokens, tokens): the bias of every two tokens of a window."""
@@ -181,7 +184,8 @@ class SwinBlock(nn.Module):
             torch.meshgrid(*[torch.arange(w, device=device) for w in window], indexing="ij")
         ).flatten(1)
         offsets = places[:, :, None] - places[:, None, :] + self.window - 1
-        return self.bias[(slice(None), *offsets)]
+        index = (slice(None), *offsets)
+        return self.bias[index]
 
 
 def pad_tokens(x: Tensor, more: list[int]) -> Tensor:
