@@ -26,6 +26,7 @@ KINDS = {
     "composed": "neuralreg.fields:Composed",
     "stretched": "neuralreg.fields:Stretched",
     "correspondence": "neuralreg.correspondence:CorrespondenceField",
+    "two-way": "neuralreg.two_way:TwoWayField",
 }
 
 

@@ -48,7 +48,11 @@ def _finite(value: Any) -> Any:
 def summary_rows(registration: Registration) -> list[tuple[str, str]]:
     """The few numbers that tell whether a registration went well, as (name, value) for people."""
     summary, history = registration.summary, registration.history
-    rows = [("method", f"{summary['method']}, preset {summary['preset']}")] if "preset" in summary else []
+    rows = []
+    if summary.get("weights"):
+        rows.append(("method", f"{summary['method']}, weights {summary['weights']}"))
+    elif "preset" in summary:
+        rows.append(("method", f"{summary['method']}, preset {summary['preset']}"))
     if "parameters" in summary:
         rows.append(("parameters", f"{summary['parameters']:,}"))
     if history:

@@ -32,7 +32,12 @@ from neuralreg.pair import Pair
 from neuralreg.transforms import Transform, center_alignment, inverse_consistency, read_affine
 from neuralreg.writing import atomic_path
 
-METHODS = {"nir": "neuralreg.methods.nir", "ncf": "neuralreg.methods.ncf"}
+METHODS = {
+    "nir": "neuralreg.methods.nir",
+    "ncf": "neuralreg.methods.ncf",
+    "nephi": "neuralreg.methods.nephi",
+}
+DEFAULT_PRESET = "fast"
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class Registration:
 
     Attributes:
         transform: maps fixed physical points to moving physical points.
-        inverse: maps moving physical points to fixed ones, on the moving grid.
+        inverse: maps moving physical points to fixed ones, on the moving grid: the method's own backward map where it
+            has one, else the transform's, inverted by iteration.
         warped: the moving image on the fixed grid, in the moving image's intensities.
         fixed, moving: the images as read.
         field: the fitted network; ``field(x)`` is the displacement in coordinates of [-1, 1].
@@ -77,8 +83,10 @@ def register(
     fixed: Any,
     moving: Any,
     method: str = "nir",
-    preset: str = "fast",
+    preset: str | None = None,
     *,
+    weights: str | os.PathLike[str] | None = None,
+    refine: int | None = None,
     fixed_mask: Any = None,
     moving_mask: Any = None,
     initial_transform: Any = None,
@@ -101,8 +109,12 @@ def register(
     Args:
         fixed, moving: paths, nibabel or SimpleITK images, tensors or :class:`~neuralreg.images.Image`. Shape, spacing,
             orientation and origin may differ.
-        method: "nir" or "ncf".
-        preset: the method's settings by name: "fast" of each, and others; an unknown one lists them.
+        method: "nir", "ncf" or "nephi".
+        preset: the method's settings by name; None is "fast", which each has; an unknown one lists them. Weights bring
+            their own settings and take none.
+        weights: file of a trained network (best.pt of `neuralreg train`), which then predicts the map; for methods
+            that are trained. Without it "nephi" fits the pair alone.
+        refine: steps that a prediction is refined by; default 0.
         fixed_mask, moving_mask: images on the grid of their image; windows centred outside are left out of the
             similarity.
         initial_transform: affine from fixed to moving physical points: a path (ITK .tfm or .txt, .mat, 4x4 text; LPS)
@@ -130,7 +142,7 @@ def register(
     module = method_module(method)
     if iterations is not None:
         options["iterations"] = iterations
-    chosen = resolve(module.PRESETS, preset, options, method)
+    chosen, trainee = choose(module, method, preset, weights, refine, options, time_budget)
     target = pick_device(device)
     if time_budget is not None and not time_budget > 0:
         raise InputError(f"time_budget must be more than 0 seconds, got {time_budget}")
@@ -173,16 +185,27 @@ def register(
         del scaled, values
         if max_memory is not None:
             chosen = module.with_at_most(chosen, pair.grid, most_points(max_memory, pair))
-        field, history = module.fit(pair, chosen, seed=seed, progress=progress, seconds=time_budget)
+        if trainee is None:
+            field, history = module.fit(pair, chosen, seed=seed, progress=progress, seconds=time_budget)
+        else:
+            field, history = module.fit_trained(
+                trainee, pair, chosen, refine=refine or 0, seed=seed, progress=progress, seconds=time_budget
+            )
         displacement = module.dense_displacement(field, pair.grid, progress).cpu()
+        backward = module.dense_inverse(field, pair, progress).cpu() if two_way(module) else None
         del pair
         transform = Transform(displacement, fixed_image.geometry, moving_image.geometry, initial)
         warped = transform.warp(moving_image)
-        inverse = transform.inverse(moving_image.geometry)
+        if backward is None:
+            inverse = transform.inverse(moving_image.geometry)
+        else:
+            back = np.linalg.inv(initial)
+            inverse = Transform(backward, moving_image.geometry, fixed_image.geometry, back)
         consistency = inverse_consistency(transform, inverse)
         summary = {
             "method": method,
-            "preset": preset,
+            "preset": None if trainee is not None else preset or DEFAULT_PRESET,
+            "weights": None if weights is None else str(weights),
             "options": asdict(chosen),
             "seed": seed,
             "parameters": sum(p.numel() for p in field.parameters()),
@@ -216,6 +239,52 @@ def method_module(method: str) -> Any:
     if method not in METHODS:
         raise InputError(f"there is no method {method!r}; choose from {', '.join(sorted(METHODS))}")
     return importlib.import_module(METHODS[method])
+
+
+def two_way(module: Any) -> bool:
+    """Whether a method has a backward map of its own."""
+    return hasattr(module, "dense_inverse")
+
+
+def choose(
+    module: Any,
+    method: str,
+    preset: str | None,
+    weights: str | os.PathLike[str] | None,
+    refine: int | None,
+    options: dict[str, Any],
+    time_budget: float | None,
+) -> tuple[Any, Any]:
+    """The method's options, and the trainee of the weights where there are any.
+
+    Raises:
+        InputError: arguments that do not go together, or weights of another method.
+    """
+    if weights is None:
+        if refine is not None:
+            raise InputError("refine belongs to a prediction: give weights, too")
+        if not hasattr(module, "fit"):
+            raise InputError(
+                f"method {method} predicts: give the weights of a training (neuralreg train {method})"
+            )
+        return resolve(module.PRESETS, preset or DEFAULT_PRESET, options, method), None
+    if not hasattr(module, "fit_trained"):
+        raise InputError(f"method {method} is fitted to every pair anew and takes no weights")
+    if preset is not None:
+        raise InputError(f"weights bring their own settings: leave preset {preset!r} out")
+    if "iterations" in options:
+        raise InputError("iterations are of a fit without weights; a prediction is refined by refine steps")
+    if refine is not None and refine < 0:
+        raise InputError(f"refine must be at least 0 steps, got {refine}")
+    if time_budget is not None and not refine:
+        raise InputError("time_budget limits the refinement of a prediction: give refine, too")
+    from neuralreg.training.trainee import load_trainee
+
+    trainee: Any = load_trainee(weights)
+    found = trainee.describe()["method"]
+    if found != method:
+        raise InputError(f"the weights {os.fspath(weights)} are of method {found}, not of {method}")
+    return resolve({"weights": trainee.options}, "weights", options, method), trainee
 
 
 def pick_device(device: str) -> torch.device:

@@ -23,7 +23,7 @@ NIFTI = (".nii", ".nii.gz")
 
 # Arguments of neuralreg.register that have a flag of their own and so cannot be given as --option.
 OWN_FLAGS = {
-    "fixed", "moving", "method", "preset", "fixed_mask", "moving_mask", "initial_transform", "center",
+    "fixed", "moving", "method", "preset", "weights", "refine", "fixed_mask", "moving_mask", "initial_transform", "center",
     "window", "quantiles", "nan_to", "iterations", "time_budget", "max_memory",
     "seed", "deterministic", "device", "threads",
 }  # fmt: skip
@@ -91,12 +91,25 @@ def command(
         ),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="Registration method: nir or ncf.", rich_help_panel=_RUN)
+        str, typer.Option(help="Registration method: nir, ncf or nephi.", rich_help_panel=_RUN)
     ] = "nir",
     preset: Annotated[
-        str,
-        typer.Option(help="Settings of the method by name; an unknown one lists them.", rich_help_panel=_RUN),
-    ] = "fast",
+        str | None,
+        typer.Option(
+            help="Settings of the method by name, fast by default; an unknown one lists them.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Trained network that predicts the map (.pt of neuralreg train).", rich_help_panel=_RUN
+        ),
+    ] = None,
+    refine: Annotated[
+        int | None,
+        typer.Option(metavar="STEPS", help="Steps that refine a prediction.", rich_help_panel=_RUN),
+    ] = None,
     iterations: Annotated[
         int | None,
         typer.Option(help="Iterations in all; the preset's own number by default.", rich_help_panel=_RUN),
@@ -178,7 +191,7 @@ def command(
     ]
     options = parse_options(option or [])
     limits = parse_pair("--window", window), parse_pair("--quantiles", quantiles)
-    check_outputs(outputs, [fixed, moving, fixed_mask, moving_mask, initial_transform])
+    check_outputs(outputs, [fixed, moving, fixed_mask, moving_mask, initial_transform, weights])
 
     import neuralreg
 
@@ -188,6 +201,8 @@ def command(
             moving,
             method,
             preset,
+            weights=weights,
+            refine=refine,
             fixed_mask=fixed_mask,
             moving_mask=moving_mask,
             initial_transform=initial_transform,

@@ -1,0 +1,383 @@
+"""NePhi: neural deformation fields for approximately diffeomorphic registration (Tian et al., ECCV 2024).
+
+An encoder sees both images and predicts a global code and a coarse volume of local codes; two gated sine decoders turn
+the codes into the map x + u(x) and its inverse. Both are compared with the images at sampled points, and the gradient
+of what one makes of the other is held at the identity (gradient inverse consistency), which keeps them close to
+diffeomorphic without a velocity or an integrator. Trained across pairs, a new pair is one prediction; a few steps on
+its codes or decoders refine it. Without an encoder the codes are parameters, and one pair is fitted from nothing.
+
+The paper's derivatives of derivatives become jets here: one op gives a map and its Jacobian, with a backward by hand.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from neuralreg import kernels
+from neuralreg.errors import InputError
+from neuralreg.fields import GatedSiren
+from neuralreg.fit import Progress, Stop, minimise
+from neuralreg.methods.nephi_losses import draw_points, draw_sample, pair_losses
+from neuralreg.methods.nephi_options import ARCHITECTURE, PRESETS, Options
+from neuralreg.methods.nir import SLAB_POINTS, dense_displacement
+from neuralreg.networks.encoder import Encoder, halved, local_block_of
+from neuralreg.pair import Pair
+from neuralreg.samplers import lattice_coordinates, lattice_shape, shrunken_grid
+from neuralreg.two_way import CodedMap, TwoWayField
+
+__all__ = ["PRESETS", "NePhi", "Options", "dense_displacement", "fit", "make_trainee", "trainee_from"]
+
+
+class NePhi(nn.Module):
+    """Encoder and both decoders; ``encode`` gives the codes of pairs, ``maps`` those of one pair their maps."""
+
+    def __init__(self, options: Options, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.encoder = Encoder(
+            shape,
+            widths=options.widths,
+            global_code=options.global_code,
+            local_code=options.local_code,
+            local_block=options.local_block,
+            head=options.head,
+            norm=options.norm,
+            context=options.context,
+        )
+        self.there, self.back = (make_decoder(options, len(shape)) for _ in range(2))
+
+    def encode(self, fixed: Tensor, moving: Tensor) -> list[tuple[Tensor | None, Tensor | None]]:
+        """The codes of every pair of (B, 1, *shape) images."""
+        codes, volumes = self.encoder(torch.cat([fixed, moving], 1))
+        count = len(fixed)
+        return list(
+            zip(
+                [None] * count if codes is None else codes,
+                [None] * count if volumes is None else volumes,
+                strict=True,
+            )
+        )
+
+    def maps(self, latent: Tensor | None, volume: Tensor | None) -> tuple[CodedMap, CodedMap]:
+        """The forward and the backward map of a pair's codes."""
+        return CodedMap(self.there, latent, volume), CodedMap(self.back, latent, volume)
+
+
+def make_decoder(options: Options, ndim: int) -> GatedSiren:
+    """One decoder, at the identity whatever the codes."""
+    return GatedSiren(
+        ndim=ndim,
+        frequencies=options.frequencies,
+        sigma=options.sigma,
+        hidden=options.hidden,
+        first_omega=options.first_omega,
+        omega=options.omega,
+        latent=options.global_code,
+        latent_volume=options.local_code,
+    )
+
+
+class NePhiTrainee:
+    """What the training loop sees of NePhi: losses of a batch, dense maps, optimiser, description."""
+
+    def __init__(self, options: Options, shape: Sequence[int], seed: int = 0) -> None:
+        self.options, self.shape = options, tuple(shape)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.module: nn.Module = NePhi(options, self.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.module.parameters()).device
+
+    def losses(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        """Means over the batch's pairs, all asked at one draw of points."""
+        module = self._nephi
+        device = batch.fixed.device
+        sample = draw_sample(self.options, self.shape, generator, device)
+        points = draw_points(self.options, self.shape, generator, device)
+        affine = torch.eye(len(self.shape), len(self.shape) + 1, device=device)
+        found = []
+        for index, codes in enumerate(module.encode(batch.fixed, batch.moving)):
+            one = slice(index, index + 1)
+            pair = Pair(batch.fixed[one], batch.moving[one], affine).shrink(self.options.scale)
+            found.append(pair_losses(module.maps(*codes), pair, sample, points, self.options))
+        return {name: torch.stack([losses[name] for losses in found]).mean() for name in found[0]}
+
+    @torch.no_grad()
+    def displacement(self, fixed: Tensor, moving: Tensor) -> Tensor:
+        """(B, ndim, *shape) displacement in fixed voxels."""
+        maps = [self._nephi.maps(*codes)[0] for codes in self._nephi.encode(fixed, moving)]
+        return torch.stack([dense_displacement(one, self.shape) for one in maps])
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        """Adam, with a rate for the encoder and one for the decoders."""
+        module = self._nephi
+        decoders = [*module.there.parameters(), *module.back.parameters()]
+        groups = [
+            {"params": list(module.encoder.parameters()), "lr": self.options.lr},
+            {"params": decoders, "lr": self.options.decoder_lr},
+        ]
+        return torch.optim.Adam(groups, fused=True)
+
+    def rate(self, done: float) -> float:
+        """Linear from 1 to final_lr."""
+        return 1 - (1 - self.options.final_lr) * min(max(done, 0.0), 1.0)
+
+    def describe(self) -> dict[str, Any]:
+        """Options, shape and parameters in plain types, for :func:`trainee_from`."""
+        return {
+            "method": "nephi",
+            "options": asdict(self.options),
+            "shape": list(self.shape),
+            "state": self.module.state_dict(),
+        }
+
+    @property
+    def _nephi(self) -> NePhi:
+        assert isinstance(self.module, NePhi)
+        return self.module
+
+
+def make_trainee(options: Options, shape: Sequence[int], ndim: int, seed: int = 0) -> NePhiTrainee:
+    """A fresh NePhi for images of ``shape``."""
+    if ndim != len(shape):
+        raise ValueError(f"shape {tuple(shape)} is not {ndim}-D")
+    try:
+        return NePhiTrainee(options, shape, seed)
+    except ValueError as error:
+        raise InputError(f"method nephi: {error}") from None
+
+
+def trainee_from(description: dict[str, Any]) -> NePhiTrainee:
+    """The trainee that ``describe`` described."""
+    trainee = NePhiTrainee(Options(**description["options"]), description["shape"])
+    trainee.module.load_state_dict(description["state"])
+    return trainee
+
+
+def fit(
+    pair: Pair,
+    options: Options,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    seconds: float | None = None,
+    watch: Callable[[int, nn.Module], None] | None = None,
+) -> tuple[TwoWayField, list[dict[str, Any]]]:
+    """The auto-decoder: codes and decoders of one pair from nothing; the field with the history of the loss.
+
+    ``seconds`` and ``watch`` as for :func:`neuralreg.methods.nir.fit`. The maps work in coordinates of the fixed grid,
+    on which the moving image is read through the pair's affine.
+    """
+    grid = pair.grid
+    block = local_block_of(grid) if options.local_block < 0 else options.local_block
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        decoders = [make_decoder(options, len(grid)) for _ in range(2)]
+        latent = random_code((options.global_code,))
+        volume = random_code((options.local_code, *halved(grid, block + 1)))
+    field = TwoWayField(*decoders, latent, volume).to(pair.fixed.device)
+    history = improve(
+        field,
+        pair,
+        replace(options, refined="both"),
+        iterations=options.iterations,
+        seed=seed,
+        progress=progress,
+        seconds=seconds,
+        watch=watch,
+    )
+    return field, history
+
+
+def random_code(shape: tuple[int, ...]) -> Tensor | None:
+    """N(0, 1 / width), as the released auto-decoder starts its codes; None of width 0."""
+    return torch.randn(shape) / math.sqrt(shape[0]) if shape[0] else None
+
+
+def fit_trained(
+    trainee: NePhiTrainee,
+    pair: Pair,
+    options: Options,
+    *,
+    refine: int = 0,
+    seed: int = 0,
+    progress: Progress | None = None,
+    seconds: float | None = None,
+) -> tuple[TwoWayField, list[dict[str, Any]]]:
+    """The prediction for a pair, refined in so many steps; ``options`` are the trainee's but for how it is refined."""
+    changed = [name for name in ARCHITECTURE if getattr(options, name) != getattr(trainee.options, name)]
+    if changed:
+        raise InputError(
+            f"method nephi: {', '.join(changed)} cannot change: the weights were trained with it"
+        )
+    field = predict(trainee, pair)
+    history = []
+    if refine:
+        history = improve(
+            field, pair, options, iterations=refine, seed=seed, progress=progress, seconds=seconds
+        )
+    return field, history
+
+
+@torch.no_grad()
+def predict(trainee: NePhiTrainee, pair: Pair) -> TwoWayField:
+    """The maps that the network predicts, with decoders of their own, so that refinement leaves the network alone.
+
+    Images of another shape than the network's are resampled to it, outer voxel centres onto outer voxel centres.
+    """
+    module = trainee.module.to(pair.fixed.device).eval()
+    assert isinstance(module, NePhi)
+    if len(pair.grid) != len(trainee.shape):
+        raise InputError(f"the weights are for {len(trainee.shape)}-D images, these are {len(pair.grid)}-D")
+    pair = on_fixed_grid(pair)
+    images = [fitted_to(image, trainee.shape) for image in (pair.fixed, pair.moving)]
+    latent, volume = module.encode(*images)[0]
+    there, back = copy.deepcopy(module.there), copy.deepcopy(module.back)
+    return TwoWayField(there, back, latent, volume)
+
+
+def fitted_to(image: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """An image (1, 1, *sp) resampled linearly to a shape, corners aligned; averaged first where it is far larger."""
+    factor = max(1, min(n // m for n, m in zip(image.shape[2:], shape, strict=True)))
+    if factor > 1:
+        pool = functional.avg_pool2d if len(shape) == 2 else functional.avg_pool3d
+        image = pool(image, factor)
+    if tuple(image.shape[2:]) == tuple(shape):
+        return image
+    mode = "bilinear" if len(shape) == 2 else "trilinear"
+    return functional.interpolate(image, size=tuple(shape), mode=mode, align_corners=True)
+
+
+def improve(
+    field: TwoWayField,
+    pair: Pair,
+    options: Options,
+    *,
+    iterations: int,
+    seed: int,
+    progress: Progress | None,
+    seconds: float | None,
+    watch: Callable[[int, nn.Module], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Minimises NePhi's loss on one pair over the field's codes, decoders or both; returns the history."""
+    shared = on_fixed_grid(pair)
+    shrunken = shared.shrink(options.scale)
+    generator = torch.Generator().manual_seed(seed)
+    device = pair.fixed.device
+    codes = [code for code in (field.latent, field.volume) if code is not None]
+    decoders = [*field.there.parameters(), *field.back.parameters()]
+    chosen = {"codes": codes, "decoders": decoders, "both": codes + decoders}[options.refined]
+    for parameter in (*codes, *decoders):
+        parameter.requires_grad_(False)
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+    scale = torch.tensor(float(options.scale), device=device)
+
+    def step() -> dict[str, Tensor]:
+        sample = draw_sample(options, pair.grid, generator, device)
+        points = draw_points(options, pair.grid, generator, device)
+        return {**pair_losses(field.maps, shrunken, sample, points, options), "scale": scale}
+
+    return minimise(
+        [step],
+        [{"params": chosen, "lr": options.refine_lr}],
+        iterations=iterations,
+        final_lr=options.final_lr,
+        stop=Stop(seconds),
+        progress=progress,
+        name="refine" if iterations != options.iterations else "fit",
+        watch=None if watch is None else lambda iteration: watch(iteration, field),
+    )
+
+
+def on_fixed_grid(pair: Pair) -> Pair:
+    """The pair with the moving image and its mask read at the fixed voxels through the affine."""
+    same = torch.eye(pair.ndim, pair.ndim + 1, device=pair.fixed.device)
+    if pair.moving.shape == pair.fixed.shape and torch.equal(pair.voxel_affine, same):
+        return pair
+    nowhere = pair.fixed.new_zeros(1, pair.ndim, *pair.grid)
+    affine = pair.voxel_affine[None]
+    moving = kernels.warp(pair.moving, nowhere, affine)
+    mask = pair.moving_mask
+    if mask is not None:
+        mask = kernels.warp(mask, nowhere, affine, mode="nearest")
+    return Pair(pair.fixed, moving, same, pair.fixed_mask, mask)
+
+
+@torch.no_grad()
+def dense_inverse(field: TwoWayField, pair: Pair, progress: Progress | None = None) -> Tensor:
+    """The backward map at every moving voxel j: displacement d (ndim, *moving grid) in moving voxels.
+
+    With the pair's affine A from fixed to moving voxels, moving voxel j belongs to fixed voxel A^-1 (j + d): the
+    network's map, taken at A^-1 j, moved back through A. Beyond the fixed grid its border's displacement counts.
+    """
+    grid = tuple(pair.moving.shape[2:])
+    forward = torch.eye(pair.ndim + 1, dtype=torch.float64)
+    forward[:-1] = pair.voxel_affine.cpu().double()
+    back = torch.linalg.inv(forward)[:-1]
+    device = pair.fixed.device
+    half = torch.tensor([(n - 1) / 2 for n in pair.grid], dtype=torch.float64)
+    linear = pair.voxel_affine[:, :-1] * half.to(pair.voxel_affine)  # of field coordinates
+    result = torch.empty(pair.ndim, *grid, device=device)
+    rest = [torch.arange(n, dtype=torch.float64) for n in grid[1:]]
+    planes = max(1, SLAB_POINTS // max(1, math.prod(grid[1:])))
+    for start in range(0, grid[0], planes):
+        slab = torch.arange(start, min(start + planes, grid[0]), dtype=torch.float64)
+        voxels = lattice_coordinates([slab, *rest]) @ back[:, :-1].T + back[:, -1]
+        x = torch.where(half > 0, voxels / half.clamp(min=0.5) - 1, 0.0).clamp(-1, 1)
+        moved = field.inverse(x.float().to(device)) @ linear.T
+        result[:, start : start + planes] = moved.T.reshape(pair.ndim, len(slab), *grid[1:])
+        if progress:
+            progress(min(start + planes, grid[0]), grid[0], float("nan"), "inverse")
+    return result
+
+
+def with_at_most(options: Options, grid: tuple[int, ...], most: int) -> Options:
+    """The options with at most that many points an iteration, both directions together.
+
+    Raises:
+        InputError: a single patch is more than that.
+    """
+    most //= 2
+    patch = math.prod(min(options.patch_side, n) for n in shrunken_grid(grid, options.scale))
+    if options.sampler == "patches" and patch > most:
+        raise InputError(
+            f"the memory leaves room for {most} points an iteration and direction, a patch takes {patch}; allow more "
+            "memory, or lower patch_side"
+        )
+    wide = (
+        options.stride and math.prod(lattice_shape(shrunken_grid(grid, options.scale), options.stride)) > most
+    )
+    return replace(
+        options,
+        max_points=max(1, min(options.max_points, most)),
+        stride=0 if wide else options.stride,
+        patches=max(1, min(options.patches, most // patch)),
+    )
+
+
+def between(first: TwoWayField, second: TwoWayField, share: float) -> TwoWayField:
+    """The field whose codes lie ``share`` (0 to 1) of the way from those of one pair to those of another.
+
+    Decoders are the first's: both fields must have been predicted by one network and not refined but in their codes.
+    """
+    codes = []
+    for name in ("latent", "volume"):
+        one, other = getattr(first, name), getattr(second, name)
+        if (one is None) != (other is None) or (one is not None and one.shape != other.shape):
+            raise ValueError(f"the fields have codes of different shapes: {name}")
+        codes.append(None if one is None else torch.lerp(one.detach(), other.detach(), share))
+    for mine, others in zip(first.there.parameters(), second.there.parameters(), strict=True):
+        if not torch.equal(mine, others):
+            raise ValueError("the fields have different decoders, between which codes do not move")
+    return TwoWayField(copy.deepcopy(first.there), copy.deepcopy(first.back), *codes)

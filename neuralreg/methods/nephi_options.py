@@ -1,0 +1,131 @@
+"""The choices of NePhi and its published settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from neuralreg.losses import SIMILARITIES, WINDOWED
+from neuralreg.networks.encoder import NORMS
+
+SAMPLERS = ("random", "patches", "lattice")
+REFINED = ("codes", "decoders", "both")
+ARCHITECTURE = (
+    *("widths", "norm", "global_code", "local_code", "local_block", "head", "context"),
+    *("frequencies", "sigma", "hidden", "first_omega", "omega"),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Every choice of NePhi. The defaults are preset ``paper``: the released settings for lungs."""
+
+    # The codes
+    widths: tuple[int, ...] = (8, 16, 32, 64, 128, 256)  # of the strided blocks
+    norm: str = "group"  # batch: the released variant; none
+    global_code: int = 32
+    local_code: int = 32
+    local_block: int = -1  # whose lattice the local codes have; -1: nearest 16 points an axis
+    head: int = 256  # hidden width before the global code
+    context: bool = False  # coarser blocks are added to what the local branch reads
+    # The two decoders
+    frequencies: int = 128
+    sigma: float = 1.0
+    hidden: tuple[int, ...] = (128, 128, 128)
+    first_omega: float = 1.0
+    omega: float = 30.0
+    # Where they are asked
+    sampler: str = "random"  # points anywhere; patches or a lattice, whose points have neighbours
+    point_share: float = 0.02  # of the voxels, for random points and the lattice
+    max_points: int = 100_000
+    scale: int = 1  # how often images are shrunk before they are compared, on patches and lattices
+    stride: int = 0  # of the lattice; 0: the smallest that leaves so many points
+    patches: int = 8
+    patch_side: int = 16
+    regulariser_share: float = 1e-4  # of the voxels
+    regulariser_bounds: tuple[int, int] = (10, 500)  # fewest and most of its points
+    # What is asked of them
+    similarity: str = "ncc"  # global; or mse, l1, and with neighbours lncc, ssim
+    lncc_window: int = 5  # also SSIM's
+    regulariser: str = "inverse"  # gradient inverse consistency, or diffusion
+    derivative: str = "exact"  # or differences
+    regulariser_weight: float = 10.0
+    prior_weight: float = 0.01
+    # How they learn
+    lr: float = 1e-4  # of the encoder
+    decoder_lr: float = 1e-4
+    final_lr: float = 1.0  # factor that the rate falls to, linearly
+    # How one pair is fitted: refinement behind a prediction, or an auto-decoder from nothing
+    refined: str = "both"  # codes, decoders or both
+    refine_lr: float = 1e-3
+    iterations: int = 300  # without a prediction
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("norm", NORMS),
+            ("sampler", SAMPLERS),
+            ("similarity", SIMILARITIES),
+            ("regulariser", ("inverse", "diffusion")),
+            ("derivative", ("exact", "differences")),
+            ("refined", REFINED),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name in (
+            "scale",
+            "max_points",
+            "patches",
+            "patch_side",
+            "lncc_window",
+            "frequencies",
+            "head",
+            "iterations",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("global_code", "local_code", "stride", "regulariser_weight", "prior_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be below 0, got {getattr(self, name)}")
+        for name in ("lr", "decoder_lr", "refine_lr", "omega", "first_omega", "sigma"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.final_lr <= 1:
+            raise ValueError(f"final_lr must lie in 0..1, got {self.final_lr}")
+        if not 0 < self.point_share <= 1 or not 0 <= self.regulariser_share <= 1:
+            raise ValueError(
+                f"needs 0 < point_share <= 1 and 0 <= regulariser_share <= 1, got {self.point_share}, "
+                f"{self.regulariser_share}"
+            )
+        if (
+            len(self.regulariser_bounds) != 2
+            or not 1 <= self.regulariser_bounds[0] <= self.regulariser_bounds[1]
+        ):
+            raise ValueError(f"regulariser_bounds must be low,high from 1, got {self.regulariser_bounds}")
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"widths must be one or more numbers of at least 1, got {self.widths}")
+        if not 1 <= len(self.hidden) <= 8 or not all(1 <= width <= 256 for width in self.hidden):
+            raise ValueError(f"hidden must be 1 to 8 widths of 1 to 256, got {self.hidden}")
+        if not -1 <= self.local_block < len(self.widths):
+            raise ValueError(
+                f"local_block must name one of {len(self.widths)} blocks or be -1, got {self.local_block}"
+            )
+        if not self.global_code and not self.local_code:
+            raise ValueError(
+                "one of global_code, local_code must be above 0: without codes all pairs are one"
+            )
+        if self.sampler == "random" and self.similarity in WINDOWED:
+            raise ValueError(
+                f"similarity {self.similarity} compares neighbours, which random points do not have: take "
+                "sampler=patches or lattice, or similarity=ncc, mse or l1"
+            )
+        if self.sampler == "random" and self.scale > 1:
+            raise ValueError(f"scale {self.scale} belongs to sampler patches or lattice")
+        if self.regulariser == "diffusion" and self.derivative != "exact":
+            raise ValueError(
+                "derivative differences belongs to regulariser inverse: diffusion has exact ones"
+            )
+
+
+PRESETS = {
+    "fast": Options(),
+    "paper": Options(),
+}
