@@ -8,13 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neuralreg import kernels
+from neuralreg.dense_field import DenseField
 from neuralreg.errors import InputError
+from neuralreg.fields import load_field
 from neuralreg.losses import soft_dice
 from neuralreg.methods import ofg
 from neuralreg.methods.ofg_options import MODES, TAUGHT
 from neuralreg.options import resolve
+from neuralreg.pair import Pair
+from neuralreg.registration import register
 from neuralreg.training.data import Batch, Pairs, Source, Subject, Subjects
 from neuralreg.training.loop import train
 from neuralreg.training.trainee import load_trainee, save_trainee
@@ -236,3 +242,78 @@ def test_a_teacher_of_another_grid_is_refused(tmp_path: Path) -> None:
     more = taught(tmp_path, "self-training")
     with pytest.raises(InputError, match="trained on the grid 24 x 21, this one is 24 x 24"):
         ofg.make_trainee(options("self-training", **more), (24, 24), 2, 0)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network for 24 x 21 that predicts something."""
+    trainee = ofg.make_trainee(options(), SHAPE, 2, seed=0)
+    nn.init.normal_(trainee.module.flow.weight, std=0.1)
+    path = tmp_path_factory.mktemp("weights") / "best.pt"
+    save_trainee(trainee, path)
+    return path
+
+
+def test_register_predicts_and_refines(weights: Path) -> None:
+    pairs = batch(1)
+    fixed, moving = pairs.fixed[0, 0], pairs.moving[0, 0]
+    whole: dict[str, Any] = {"method": "ofg", "weights": weights, "window": (0.0, 1.0), "device": "cpu"}
+    plain = register(fixed, moving, **whole)
+    u = load_trainee(weights).displacement(*(x.clamp(0, 1)[None, None] for x in (fixed, moving)))
+    assert torch.allclose(plain.transform.displacement, u[0], atol=1e-6)
+    assert (plain.history, plain.summary["iterations"], plain.summary["weights"]) == ([], 0, str(weights))
+    refined = register(fixed, moving, **whole, refine=5)
+    images = [x.clamp(0, 1)[None, None] for x in (fixed, moving)]
+    assert torch.allclose(refined.transform.displacement, kernels.refine(u, *images, 5, 0.1, 5)[0], atol=1e-5)
+    assert [record["iteration"] for record in refined.history] == [1, 2, 3, 4, 5]
+    assert refined.history[-1]["loss"] < refined.history[0]["loss"]
+    other = register(fixed, moving, **whole, refine=5, inner_lr=0.02)
+    assert not torch.allclose(other.transform.displacement, refined.transform.displacement)
+
+
+def test_register_resamples_other_shapes(weights: Path) -> None:
+    """Twice as fine a grid: twice the displacement in voxels, at the same places."""
+    pairs = batch(1)
+    images = [
+        F.interpolate(x, size=(47, 41), mode="bilinear", align_corners=True).clamp(0, 1)
+        for x in (pairs.fixed, pairs.moving)
+    ]
+    coarse = load_trainee(weights).displacement(*(x[..., ::2, ::2] for x in images))
+    pair = Pair(*images, torch.eye(2, 3))
+    field, _ = ofg.fit_trained(load_trainee(weights), pair, options())
+    assert torch.allclose(field.displacement[:, ::2, ::2], 2 * coarse[0], atol=1e-4)
+
+
+def test_register_refuses_what_a_network_cannot_do(weights: Path) -> None:
+    fixed, moving = batch(1).fixed[0, 0], batch(1).moving[0, 0]
+    whole: dict[str, Any] = {"method": "ofg", "weights": weights, "device": "cpu"}
+    for more, words in (
+        ({"fixed_mask": torch.ones(SHAPE)}, "leave the masks out"),
+        ({"encoder": (4, 4)}, "encoder cannot change"),
+        ({"weights": None}, "neuralreg train ofg"),
+        ({"preset": "fast"}, "weights bring their own settings"),
+    ):
+        with pytest.raises(InputError, match=words):
+            register(fixed, moving, **{**whole, **more})
+    with pytest.raises(InputError, match="for 2-D images, these are 3-D"):
+        register(torch.rand(9, 9, 9), torch.rand(9, 9, 9), **whole)
+    with pytest.raises(InputError, match="needs all 504 at once"):
+        ofg.with_at_most(options(), SHAPE, 100)
+
+
+@pytest.mark.parametrize("grid", [(5, 4), (4, 1, 3)], ids=str)
+def test_a_dense_field_answers_anywhere_and_is_saved(grid: tuple[int, ...], tmp_path: Path) -> None:
+    u = torch.randn(len(grid), *grid)
+    field = DenseField(u)
+    torch.save(field.describe(), tmp_path / "field.pt")
+    again = load_field(torch.load(tmp_path / "field.pt", weights_only=True))
+    assert torch.equal(again.displacement, u)
+    axes = [torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1) for n in grid]
+    x = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
+    half = torch.tensor([(n - 1) / 2 for n in grid])
+    inside = (u.flatten(1).T * (half > 0)).float()
+    assert torch.allclose(again(x) * half, inside, atol=1e-5)
+    middle = again((x[:1] + x[1:2]) / 2) * half
+    first, second = (again(x[k : k + 1]) * half for k in (0, 1))
+    assert torch.allclose(middle, (first + second) / 2, atol=1e-5)
+    assert torch.equal(ofg.dense_displacement(field, grid), u)

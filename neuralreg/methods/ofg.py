@@ -17,8 +17,10 @@ together with the network. Inference is the network alone in every mode.
 from __future__ import annotations
 
 import importlib
+import math
 import sys
-from dataclasses import asdict
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from neuralreg import kernels
+from neuralreg.dense_field import DenseField
 from neuralreg.errors import InputError
+from neuralreg.fit import Progress
 from neuralreg.losses import soft_dice
+from neuralreg.methods.nephi import fitted_to, on_fixed_grid
 from neuralreg.methods.ofg_guidance import Energy, OnTheFlyGuidance
-from neuralreg.methods.ofg_options import PRESETS, TAUGHT, Options
+from neuralreg.methods.ofg_options import PRESETS, REFINEMENT, TAUGHT, Options
 from neuralreg.networks import TransMorph, VoxelMorph, predict
 from neuralreg.options import resolve
+from neuralreg.pair import Pair
 from neuralreg.reading import by
 from neuralreg.training.data import Batch
 from neuralreg.training.trainee import Trainee, load_trainee
@@ -166,6 +172,84 @@ def trainee_from(description: dict[str, Any]) -> OfgTrainee:
     trainee = OfgTrainee(options, shape, make_network(options, shape, len(shape)))
     trainee.module.load_state_dict(description["state"])
     return trainee
+
+
+def fit_trained(
+    trainee: OfgTrainee,
+    pair: Pair,
+    options: Options,
+    *,
+    refine: int = 0,
+    seed: int = 0,
+    progress: Progress | None = None,
+    seconds: float | None = None,
+) -> tuple[DenseField, list[dict[str, Any]]]:
+    """The network's prediction for a pair, refined by so many steps of the inner optimiser on the pair's own grid.
+
+    ``options`` are the trainee's, but for how it is refined (REFINEMENT). Images of another shape than the network was
+    trained on are resampled to it, outer voxel centres onto outer voxel centres, and the prediction is resampled back.
+    ``seconds`` limits the refinement; ``seed`` is of nothing here.
+    """
+    changed = [
+        name
+        for name, value in vars(options).items()
+        if name not in REFINEMENT and value != getattr(trainee.options, name)
+    ]
+    if changed:
+        raise InputError(f"method ofg: {', '.join(changed)} cannot change: the weights were trained with it")
+    if pair.fixed_mask is not None or pair.moving_mask is not None:
+        raise InputError("method ofg sees whole images: leave the masks out")
+    if pair.ndim != len(trainee.shape):
+        raise InputError(f"the weights are for {len(trainee.shape)}-D images, these are {pair.ndim}-D")
+    pair = on_fixed_grid(pair)
+    trainee.module.to(pair.fixed.device)
+    prediction = predicted(trainee, pair)
+    displacement = prediction
+    history: list[dict[str, Any]] = []
+    if refine:
+        guidance = replace(options.guidance, steps=refine)
+        clock = time.perf_counter()
+        for displacement in guidance.walk(pair.fixed, pair.moving, prediction):
+            alike, rough = (float(x) for x in options.energy.parts(pair.fixed, pair.moving, displacement))
+            loss = options.regularisation * rough - alike
+            values = {"loss": loss, "similarity": alike, "regulariser": rough, "scale": 1.0}
+            history.append({"iteration": len(history) + 1, **values})
+            if progress:
+                progress(len(history), refine, loss, "refine")
+            if seconds is not None and time.perf_counter() - clock > seconds:
+                break
+    return DenseField(displacement[0]), history
+
+
+def predicted(trainee: OfgTrainee, pair: Pair) -> Tensor:
+    """(1, ndim, *grid) in voxels of the pair's fixed grid."""
+    images = [fitted_to(image, trainee.shape) for image in (pair.fixed, pair.moving)]
+    u = trainee.displacement(*images)
+    if tuple(u.shape[2:]) == pair.grid:
+        return u
+    mode = "bilinear" if pair.ndim == 2 else "trilinear"
+    scale = [(n - 1) / max(1, m - 1) for n, m in zip(pair.grid, trainee.shape, strict=True)]
+    u = functional.interpolate(u, size=pair.grid, mode=mode, align_corners=True)
+    return u * u.new_tensor(scale).view(-1, *[1] * pair.ndim)
+
+
+def dense_displacement(field: DenseField, grid: tuple[int, ...], progress: Progress | None = None) -> Tensor:
+    """(ndim, *grid) in voxels: the field is that already."""
+    return field.displacement.detach()
+
+
+def with_at_most(options: Options, grid: tuple[int, ...], most: int) -> Options:
+    """The options as they are: a network sees whole images.
+
+    Raises:
+        InputError: the images are larger than that.
+    """
+    if math.prod(grid) > most:
+        raise InputError(
+            f"the memory leaves room for {most} voxels, method ofg needs all {math.prod(grid)} at once; "
+            "allow more memory"
+        )
+    return options
 
 
 def make_network(options: Options, shape: tuple[int, ...], ndim: int) -> nn.Module:

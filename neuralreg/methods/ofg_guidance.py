@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -139,21 +139,32 @@ class OnTheFlyGuidance:
         """The inner loop alone: arguments and ``refined`` as above. Every item of a batch is refined by itself."""
         if not 0 <= done <= 1:
             raise ValueError(f"done must be a share from 0 to 1, got {done}")
+        refined = displacement
+        for refined in self.walk(fixed, moving, displacement, done):  # noqa: B007 (the last one counts)
+            pass
+        return refined
+
+    @torch.no_grad()
+    def walk(
+        self, fixed: Tensor, moving: Tensor, displacement: Tensor, done: float = 0.0
+    ) -> Iterator[Tensor]:
+        """The inner loop step by step: the field after each of them, which the next one changes in place."""
         start = displacement.detach()
         start = start.to(torch.promote_types(start.dtype, torch.float32))
         fixed, moving = fixed.detach().to(start.dtype), moving.detach().to(start.dtype)
         lr = self.lr * (1 - done) ** self.decay
         if self.similarity == "lncc" and self.regulariser == "diffusion":
-            return kernels.refine(start, fixed, moving, self.steps, lr, self.window, self.regularisation)
-        return self._refine_by_autograd(fixed, moving, start, lr)
-
-    def _refine_by_autograd(self, fixed: Tensor, moving: Tensor, start: Tensor, lr: float) -> Tensor:
+            state = kernels.refine_state(start, fixed, moving, lr, self.window, self.regularisation)
+            for _ in range(self.steps):
+                kernels.refine_step(state)
+                yield state.displacement
+            return
         u = start.clone(memory_format=torch.contiguous_format).requires_grad_()
         optimiser = torch.optim.Adam([u], lr=lr, amsgrad=True)
-        with torch.enable_grad():
-            for _ in range(self.steps):
+        for _ in range(self.steps):
+            with torch.enable_grad():
                 # The sum over the items, whose gradients then do not depend on how many they are
                 value = len(u) * self.energy(fixed, moving, u)
                 (u.grad,) = torch.autograd.grad(value, u)
-                optimiser.step()
-        return u.detach()
+            optimiser.step()
+            yield u.detach()

@@ -9,6 +9,8 @@ from neuralreg.networks import CALLS
 
 MODES = ("unsupervised", "ofg", "self-training", "optimised-self-training", "weakly-supervised")
 TAUGHT = ("self-training", "optimised-self-training")
+# What may be changed when a prediction is refined; the number of steps is given beside them
+REFINEMENT = ("similarity", "window", "regulariser", "regularisation", "inner_lr")
 NETWORKS = ("voxelmorph", "transmorph")
 
 
