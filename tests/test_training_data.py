@@ -229,6 +229,20 @@ def test_one_shape_for_all(tmp_path: Path) -> None:
         lazy[1]
 
 
+def test_real_data(data_folder: Path) -> None:
+    """The same two subjects, from the npz and from NIfTI files that hold them without padding."""
+    folder = data_folder / "hippocampus_mr_msd"
+    train, held = split(read_collection(folder / "hippocampus.npz"), test=20)
+    assert (len(train.members), len(train), len(held or ())) == (32, 32 * 31, 8)
+    subject = train.subjects[0]
+    assert subject.image.shape == (1, 48, 64, 48)
+    assert subject.labels is not None
+    assert set(subject.labels.unique().tolist()) == {0, 1, 2}
+    files = read_subjects(folder)
+    assert files.names == ["hippocampus_008", "hippocampus_014"]
+    assert files[0].labels is not None
+
+
 def write_bad(folder: Path, what: str) -> tuple[Path, dict[str, Any]]:
     """A data set with one thing wrong."""
     good = {"images": np.stack([volume(0), volume(1)])}

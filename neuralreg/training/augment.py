@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,8 @@ class Augmentation:
             for k, place in enumerate(places)
         ]
         parts = [[getattr(pair, name) for pair in pairs] for name in vars(batch)]
-        return Batch(*(None if part[0] is None else torch.cat(part) for part in parts))
+        joined: list[Any] = [None if part[0] is None else torch.cat(part) for part in parts]
+        return Batch(*joined)
 
     def pair(self, batch: Batch, generator: torch.Generator) -> Batch:
         """One pair, B = 1."""
@@ -46,7 +48,7 @@ class Augmentation:
             for k, side in enumerate(("fixed", "moving"))
         }
 
-        def changed(image: Tensor | None, side: str) -> Tensor | None:
+        def changed(image: Any, side: str) -> Any:
             if image is None:
                 return None
             turned = image.permute(0, 1, *(axis + 2 for axis in order)).flip(axes)
@@ -54,7 +56,7 @@ class Augmentation:
             mode = "bilinear" if image.is_floating_point() else "nearest"
             return kernels.warp(turned, still, affine[side][None].to(image.device), mode)
 
-        return Batch(*(changed(image, name.split("_")[0]) for name, image in vars(batch).items()))  # type: ignore[arg-type]
+        return Batch(*[changed(image, name.split("_")[0]) for name, image in vars(batch).items()])
 
 
 def to_voxels(affine: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -65,4 +67,5 @@ def to_voxels(affine: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _part(batch: Batch, k: int) -> Batch:
-    return Batch(*(None if value is None else value[k : k + 1] for value in vars(batch).values()))
+    parts: list[Any] = [None if value is None else value[k : k + 1] for value in vars(batch).values()]
+    return Batch(*parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -104,7 +104,7 @@ class Subjects(Sequence[Subject]):
             twice = next(name for name in self.names if self.names.count(name) > 1)
             raise InputError(f"the data set names two subjects {twice!r}; give every subject its own name")
         self._room = keep * MB
-        self._kept: dict[int, tuple[Tensor, Tensor | None, tuple[float, ...]]] = {}
+        self._kept: dict[int, Subject] = {}
         self._shape = self.sources[0].shape
         for source in self.sources:
             if source.shape is not None:
@@ -124,13 +124,21 @@ class Subjects(Sequence[Subject]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[k] for k in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        if index in self._kept:
-            image, labels, spacing = self._kept[index]
-            return Subject(self.names[index], image, None if labels is None else labels.long(), spacing)
-        subject = self.sources[index].read()
+        subject = self.stored(range(len(self))[index])
+        return subject if subject.labels is None else replace(subject, labels=subject.labels.long())
+
+    def stored(self, place: int) -> Subject:
+        """A subject as it is kept, its labels in the smallest integer type that holds them."""
+        if place in self._kept:
+            return self._kept[place]
+        subject = self.sources[place].read()
         self._check(subject.name, tuple(subject.image.shape[1:]))
-        self._keep(index, subject)
+        if subject.labels is not None:
+            subject = replace(subject, labels=narrow(subject.labels))
+        size = subject.image.nbytes + (0 if subject.labels is None else subject.labels.nbytes)
+        if size <= self._room:
+            self._room -= size
+            self._kept[place] = subject
         return subject
 
     def __iter__(self) -> Iterator[Subject]:
@@ -139,7 +147,7 @@ class Subjects(Sequence[Subject]):
     def read_ahead(self, places: Sequence[int], watch: Callable[[int, int], object] | None = None) -> None:
         """Reads these subjects as long as they can be kept, so that what is wrong with them shows at once."""
         for done, place in enumerate(places):
-            self[place]
+            self.stored(place)
             if place not in self._kept:
                 return
             if watch:
@@ -159,13 +167,6 @@ class Subjects(Sequence[Subject]):
                 f"subject {name} has shape {by(shape)}, others of the data set {by(self._shape)}; resample or pad "
                 f"all images to one shape"
             )
-
-    def _keep(self, index: int, subject: Subject) -> None:
-        labels = None if subject.labels is None else narrow(subject.labels)
-        size = subject.image.nbytes + (0 if labels is None else labels.nbytes)
-        if size <= self._room:
-            self._room -= size
-            self._kept[index] = (subject.image, labels, subject.spacing)
 
 
 def narrow(labels: Tensor) -> Tensor:
@@ -221,23 +222,20 @@ class Pairs:
         generator = torch.Generator().manual_seed(seed_of(seed, step, "pairs"))
         return torch.randint(len(self), (count,), generator=generator).tolist()
 
-    def batch(self, which: Sequence[int]) -> Batch:
-        """The pairs at these places, copied. A side has labels where all its subjects have them."""
+    def batch(self, which: Sequence[int], labels: bool = True) -> Batch:
+        """The pairs at these places, copied. A side has ``labels``, if wanted, where all its subjects have them."""
         pairs = [self.pairs[k] for k in which]
-        fixed, moving = ([self.subjects[pair[side]] for pair in pairs] for side in (0, 1))
-        return Batch(
-            torch.stack([subject.image for subject in fixed]),
-            torch.stack([subject.image for subject in moving]),
-            _stack_labels(fixed),
-            _stack_labels(moving),
-        )
+        sides = [[self.subjects.stored(pair[side]) for pair in pairs] for side in (0, 1)]
+        images = [torch.stack([subject.image for subject in side]) for side in sides]
+        maps = [_stack_labels(side) if labels else None for side in sides]
+        return Batch(*images, *maps)
 
 
 def _stack_labels(subjects: Sequence[Subject]) -> Tensor | None:
     maps = [subject.labels for subject in subjects]
     if any(labels is None for labels in maps):
         return None
-    return torch.stack([labels[None] for labels in maps if labels is not None])
+    return torch.stack([labels[None].long() for labels in maps if labels is not None])
 
 
 def atlas_pairs(atlas: int, members: Sequence[int]) -> list[tuple[int, int]]:

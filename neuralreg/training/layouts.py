@@ -191,7 +191,7 @@ def read_csv(path: Path, window: Window | None, keep: float) -> Collection:
     if unknown:
         raise InputError(f"data {path}: unknown columns {', '.join(sorted(str(name) for name in unknown))}")
     listing = Listing(path.parent, window)
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     for row in rows:
         if not row["fixed"] or not row["moving"]:
             raise InputError(f"data {path}: line {len(pairs) + 2} names no pair")

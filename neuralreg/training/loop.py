@@ -53,6 +53,7 @@ def train(
     validate_every: Every | None = None,
     checkpoint_every: Every | None = None,
     augment: Augment | None = None,
+    labels: bool = False,
     resume: bool = False,
     tensorboard: bool = False,
     deterministic: bool = False,
@@ -75,6 +76,7 @@ def train(
         validate_every, checkpoint_every: rhythms; by default twenty validations, and a checkpoint every 300 seconds.
             A validation writes a checkpoint, too.
         augment: called with (batch, seed, step, places of the pairs in the global batch) on the trainee's device.
+        labels: give the trainee the pairs' label maps, too; 16 bytes a voxel of every pair, on the device.
         resume: go on from ``out``'s checkpoint. In deterministic mode the losses are those of a run that was never
             interrupted, to the last bit.
         device: CPU by default; under torchrun each rank takes the GPU of its local rank.
@@ -115,7 +117,7 @@ def train(
         if batch < group.world:
             raise InputError(f"batch {batch} is smaller than the number of processes, {group.world}")
         checkpoint.open_run(out, whole, resume)
-        loop = _Loop(trainee, pairs, validation, out, limits, batch, seed, group, augment)
+        loop = _Loop(trainee, pairs, validation, out, limits, batch, seed, group, augment, labels)
         loop.begin(whole, resume, tensorboard)
         rhythms = validate_every or Every(), checkpoint_every or Every(seconds=300.0)
         loop.run(*rhythms, caught, progress, tell or _nothing)
@@ -139,10 +141,11 @@ class _Loop:
         seed: int,
         group: Ranks,
         augment: Augment | None,
+        labels: bool,
     ) -> None:
         self.trainee, self.pairs, self.validation = trainee, pairs, validation
         self.out, self.limits, self.batch, self.seed = out, limits, batch, seed
-        self.group, self.augment = group, augment
+        self.group, self.augment, self.labels = group, augment, labels
         self.state, self.done = State(), 0.0
         self.log: Log | None = None
 
@@ -204,7 +207,7 @@ class _Loop:
             group["lr"] = lr * rate
         drawn = self.pairs.draw(self.seed, step, self.batch)
         mine = list(self.group.mine(self.batch))
-        part = to_device(self.pairs.batch([drawn[k] for k in mine]), self.group.device)
+        part = to_device(self.pairs.batch([drawn[k] for k in mine], self.labels), self.group.device)
         if self.augment:
             part = self.augment(part, self.seed, step, mine)
         # what draws from torch's own generators, such as dropout, repeats itself after a resume

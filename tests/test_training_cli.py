@@ -1,0 +1,229 @@
+"""`neuralreg train`: its files and words, a run that was killed, and two processes that train as one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from neuralreg.training import trainee as registry
+from neuralreg.training.log import read_log
+from tests.small import blobs, call
+from tests.test_training_loop import FILES, curve, same_weights
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN = ["--batch", "2", "--threads", "1", "--validate-every", "5", "--checkpoint-every", "3"]
+
+# Runs the command several times side by side, each in a process of its own, forked after the imports, which take longer
+# than the training. A job that is to be killed dies without a word in its 9th step.
+LAUNCHER = """
+import json, os, signal, sys
+import torch._dynamo  # what the first step of an optimiser imports
+import neuralreg.registration
+from neuralreg.cli import main
+from neuralreg.training import augment, layouts, loop, split, trainee
+from tests.tiny_method import Tiny
+trainee.METHODS["tiny"] = "tests.tiny_method"
+losses, calls = Tiny.losses, []
+def deadly(*arguments):
+    calls.append(1)
+    if len(calls) == 9:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return losses(*arguments)
+children = []
+for job in json.loads(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        os.environ.update(job["environment"])
+        for stream in (1, 2):
+            os.dup2(os.open(job["told"] + str(stream), os.O_WRONLY | os.O_CREAT), stream)
+        if job["kill"]:
+            Tiny.losses = deadly
+        sys.argv = ["neuralreg", *job["arguments"]]
+        main()
+    children.append(child)
+print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.METHODS, "tiny", "tests.tiny_method")
+
+
+def write_data(folder: Path) -> Path:
+    images = np.stack([blobs((9, 8, 7), shift=0.7 * k) for k in range(6)])
+    names = [f"n{k}" for k in range(6)]
+    np.savez(folder / "d.npz", images=images, labels=(images > 40).astype(np.uint8), names=names)
+    return folder / "d.npz"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_data(tmp_path)
+
+
+@dataclass
+class Launched:
+    """What became of the processes: a killed run in ``killed``, two ranks in ``two``; codes and output by name."""
+
+    folder: Path
+    killed: list[str]
+    ranks: list[str]
+    codes: dict[str, int]
+
+    def told(self, name: str, stream: int = 1) -> str:
+        return (self.folder / f"{name}{stream}").read_text()
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    if sys.platform != "linux":
+        pytest.skip("processes are forked")
+    folder = tmp_path_factory.mktemp("launched")
+    start = ["train", "tiny", "--data", str(write_data(folder)), *RUN]
+    killed = [*start, "--steps", "14", "--deterministic"]
+    ranks = [*start, "--steps", "8", "--batch", "3", "--augment", "--seed", "4"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    jobs: dict[str, dict[str, Any]] = {
+        "killed": {"arguments": [*killed, "--out", str(folder / "killed")], "environment": {}, "kill": True}
+    }
+    for rank in ("0", "1"):
+        environment = {"RANK": rank, "LOCAL_RANK": rank, **shared}
+        arguments = [*ranks, "--out", str(folder / "two")]
+        jobs[f"rank{rank}"] = {"arguments": arguments, "environment": environment, "kill": False}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            LAUNCHER,
+            json.dumps([{**job, "told": str(folder / n)} for n, job in jobs.items()]),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return Launched(folder, killed, ranks, dict(zip(jobs, json.loads(done.stdout), strict=True)))
+
+
+def test_trains(data: Path, tmp_path: Path) -> None:
+    arguments = [
+        "--steps",
+        "6",
+        *RUN,
+        "--preset",
+        "wide",
+        "--option",
+        "points=32",
+        "--test",
+        "1",
+        "--augment",
+    ]
+    result = call("train", "tiny", "--data", data, "--out", tmp_path / "run", *arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+    for word in ("Dice", "3 subjects, 6 pairs", "best.pt", "step 5:", "6 in"):
+        assert word in result.stdout
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["options"]["channels"] == 8
+    assert config["options"]["points"] == 32
+    assert config["training"]["subjects"] == ["n0", "n1", "n2"]
+    assert config["validation"] == [["n3", "n4"], ["n4", "n3"]]
+    assert "torch" in config["environment"]["versions"]
+    result = call("train", "tiny", "--data", data, "--out", tmp_path / "run", *arguments)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert "already holds a run" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--option", "nonesuch=1"], "no option 'nonesuch'"),
+        (["--option", "channels=0"], "channels must be at least 1"),
+        (["--preset", "none"], "has no preset"),
+        (["--validate-every", "often"], "--validate-every"),
+        (["--layout", "none"], "no layout 'none'"),
+        (["--validation", "6"], "leave none to train on"),
+        (["--validation", "nowhere"], "does not exist"),
+        (["--atlas", "nobody"], "does not exist"),
+        (["--atlas-labels", "x.nii.gz"], "give --atlas, too"),
+        (["--device", "cuda:99"], "device"),
+        (["--window", "3,1"], "--window"),
+    ],
+)
+def test_bad_arguments_write_nothing(data: Path, tmp_path: Path, more: list[str], words: str) -> None:
+    result = call("train", "tiny", "--data", data, "--out", tmp_path / "run", "--steps", "2", *more)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert result.stderr.startswith("error: ")
+    assert words in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_method_and_a_spoilt_subject(data: Path, tmp_path: Path) -> None:
+    result = call("train", "nonesuch", "--data", data, "--out", tmp_path / "run", "--steps", "2")
+    assert (result.exit_code, "choose from" in result.stderr) == (2, True)
+    content = dict(np.load(data))
+    content["images"][0, 0, 0, 0] = np.nan
+    np.savez(data, **content)
+    result = call("train", "tiny", "--data", data, "--out", tmp_path / "run", "--steps", "2")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert "subject n0 holds 1 voxels that are NaN" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_killed_run_resumes_to_the_same_curve(launched: Launched, tmp_path: Path) -> None:
+    """SIGKILL in the 9th step: the checkpoint is of the 6th, two lines of the log are beyond it."""
+    out = launched.folder / "killed"
+    assert launched.codes["killed"] == -signal.SIGKILL, launched.told("killed", 2)
+    assert [record["step"] for record in read_log(out / "log.jsonl")] == list(range(1, 9))
+    with (out / "log.jsonl").open("a") as file:
+        file.write('{"step": 9, "lo')  # as a process that dies while it writes would leave it
+    (out / ".last.123.tmp.pt").write_bytes(b"half")
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["state"]["step"] == 6
+
+    assert call(*launched.killed, "--out", out, "--resume").exit_code == 0
+    assert call(*launched.killed, "--out", tmp_path / "whole").exit_code == 0
+    assert curve(out) == curve(tmp_path / "whole")
+    assert len(curve(out)) == 14
+    scores, expected = (
+        [(score["step"], score["dice"]) for score in read_log(folder / "validation.jsonl")]
+        for folder in (out, tmp_path / "whole")
+    )
+    assert scores == expected
+    for name in ("best.pt", "last.pt"):
+        assert same_weights(out / name, tmp_path / "whole" / name)
+    assert {path.name for path in out.iterdir()} == FILES
+
+
+def test_two_processes_train_as_one(launched: Launched, tmp_path: Path) -> None:
+    """With the environment that torchrun gives them; 3 pairs a step, so that the shares differ."""
+    assert [launched.codes[name] for name in ("rank0", "rank1")] == [0, 0], launched.told("rank0", 2)
+    assert "best.pt" in launched.told("rank0")
+    assert launched.told("rank1") == "", "only rank 0 speaks"
+    assert call(*launched.ranks, "--out", tmp_path / "one").exit_code == 0
+    folders = launched.folder / "two", tmp_path / "one"
+    for two, one in zip(*map(curve, folders), strict=True):
+        assert two == pytest.approx(one, rel=1e-4)
+    scores = (read_log(folder / "validation.jsonl") for folder in folders)
+    for two, one in zip(*scores, strict=True):
+        assert two["dice"] == pytest.approx(one["dice"], abs=0.01)
+    states = [torch.load(folder / "last.pt", weights_only=True)["state"] for folder in folders]
+    for name in states[0]:
+        torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-3, atol=1e-4)
