@@ -6,6 +6,8 @@ voxels and inverse consistency of gradients by finite differences on a jittered 
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,7 +23,7 @@ class VoxelUNet(nn.Module):
         kind = nn.Conv2d if ndim == 2 else nn.Conv3d
         self.mode = "bilinear" if ndim == 2 else "trilinear"
         self.first = kind(2, widths[0], 3, padding=1)
-        steps = list(zip(widths[:-1], widths[1:], strict=True))
+        steps = list(itertools.pairwise(widths))
         self.down = nn.ModuleList(kind(a, b, 3, 2, 1) for a, b in steps)
         self.up = nn.ModuleList(kind(a + b, a, 3, padding=1) for a, b in reversed(steps))
         self.last = kind(widths[0], ndim, 3, padding=1)

@@ -46,6 +46,8 @@ def convert(name: str, value: Any, like: Any) -> Any:
             ]
         if isinstance(like, tuple):
             parts = value.split(",") if isinstance(value, str) else value
+            if isinstance(parts, (int, float)):  # one number alone
+                parts = (parts,)
             return tuple(type(like[0])(part) for part in parts)
         if isinstance(like, int) and isinstance(value, float) and value != int(value):
             raise ValueError

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from neuralreg.composition import behind, read_prior, seen_through
 from neuralreg.errors import InputError
 from neuralreg.fit import Progress
 from neuralreg.images import (
@@ -67,7 +68,13 @@ class Registration:
     summary: dict[str, Any]
 
     def save_field(self, path: str | os.PathLike[str]) -> None:
-        """Writes the network, its spec and the geometry as a ``torch.save`` file that loads with weights_only."""
+        """Writes the network, its spec and the geometry as a ``torch.save`` file that loads with weights_only.
+
+        Raises:
+            InputError: the field is one of two maps, the other being the prior.
+        """
+        if self.summary.get("prior"):
+            raise InputError("a field in front of a prior is half of the map: save the transform instead")
         content = {
             "method": self.summary["method"],
             "options": self.summary["options"],
@@ -92,6 +99,7 @@ def register(
     moving_mask: Any = None,
     initial_transform: Any = None,
     center: bool = False,
+    prior: str | os.PathLike[str] | Transform | None = None,
     window: tuple[float, float] | None = None,
     quantiles: tuple[float, float] | None = None,
     nan_to: float | None = None,
@@ -121,6 +129,8 @@ def register(
         initial_transform: affine from fixed to moving physical points: a path (ITK .tfm or .txt, .mat, 4x4 text; LPS)
             or a 4x4 array in RAS world coordinates.
         center: without an initial transform, align the centres of mass first.
+        prior: a transform, or its file, that comes behind the new map: the moving image is read through it on the fixed
+            grid, and that image is registered. The result is both, one behind the other.
         window: intensities (low, high) that become 0 and 1, for both images (CT).
         quantiles: without a window, the quantiles that become 0 and 1; default (0, 0.999).
         nan_to: value that replaces NaN and infinity in the voxels; None makes them an error.
@@ -167,6 +177,11 @@ def register(
                 (moving_mask, "moving mask", moving_image),
             )
         ]
+        if prior is not None and (initial_transform is not None or center):
+            raise InputError(
+                "prior is where the registration starts: give no initial_transform or center beside it"
+            )
+        start = None if prior is None else read_prior(prior, fixed_image.ndim)
         initial, initial_name = find_initial(initial_transform, center, fixed_image, moving_image)
         scaling: dict[str, Any] = {}
         scaled = []
@@ -176,6 +191,13 @@ def register(
             )
             scaled.append(values)
         affine = voxel_affine(fixed_image, moving_image, initial)
+        moving_grid = moving_image.geometry
+        if start is not None:  # from here on the moving image is the one that the prior shows
+            place = moving_image.affine, fixed_image.geometry
+            scaled[1] = seen_through(start, scaled[1], *place, "linear")
+            if masks[1] is not None:
+                masks[1] = seen_through(start, masks[1].float(), *place, "nearest") > 0
+            affine, moving_grid = np.eye(fixed_image.ndim, fixed_image.ndim + 1), fixed_image.geometry
         pair = Pair(
             scaled[0][None, None].to(target),
             scaled[1][None, None].to(target),
@@ -195,13 +217,15 @@ def register(
         displacement = module.dense_displacement(field, pair.grid, progress).cpu()
         backward = module.dense_inverse(field, pair, progress).cpu() if two_way(module) else None
         del pair
-        transform = Transform(displacement, fixed_image.geometry, moving_image.geometry, initial)
-        warped = transform.warp(moving_image)
+        transform = Transform(displacement, fixed_image.geometry, moving_grid, initial)
         if backward is None:
-            inverse = transform.inverse(moving_image.geometry)
+            inverse = transform.inverse(moving_grid)
         else:
-            back = np.linalg.inv(initial)
-            inverse = Transform(backward, moving_image.geometry, fixed_image.geometry, back)
+            inverse = Transform(backward, moving_grid, fixed_image.geometry, np.linalg.inv(initial))
+        if start is not None:
+            transform, inverse = behind(transform, inverse, start, moving_image.geometry)
+            displacement = transform.displacement
+        warped = transform.warp(moving_image)
         consistency = inverse_consistency(transform, inverse)
         summary = {
             "method": method,
@@ -222,6 +246,7 @@ def register(
             "inverse_consistency": consistency,
             "intensity": scaling,
             "initial_transform": initial_name,
+            "prior": None if start is None else str(prior) if isinstance(prior, (str, Path)) else "given",
             "initial_matrix_ras": np.asarray(initial).tolist(),
             "inputs": {"fixed": describe(fixed, fixed_image), "moving": describe(moving, moving_image)},
             "wall_seconds": time.perf_counter() - wall,

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from neuralreg.fields import FORMAT, Field, load_field
@@ -85,5 +84,6 @@ class TwoWayField(nn.Module):
     def from_description(description: dict[str, Any]) -> TwoWayField:
         """The field that ``describe`` described."""
         there, back = load_field(description["there"]), load_field(description["back"])
-        assert isinstance(there, Field) and isinstance(back, Field)
+        assert isinstance(there, Field)
+        assert isinstance(back, Field)
         return TwoWayField(there, back, description["latent"], description["volume"])

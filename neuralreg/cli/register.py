@@ -23,8 +23,8 @@ NIFTI = (".nii", ".nii.gz")
 
 # Arguments of neuralreg.register that have a flag of their own and so cannot be given as --option.
 OWN_FLAGS = {
-    "fixed", "moving", "method", "preset", "weights", "refine", "fixed_mask", "moving_mask", "initial_transform", "center",
-    "window", "quantiles", "nan_to", "iterations", "time_budget", "max_memory",
+    "fixed", "moving", "method", "preset", "weights", "refine", "fixed_mask", "moving_mask",
+    "initial_transform", "center", "prior", "window", "quantiles", "nan_to", "iterations", "time_budget", "max_memory",
     "seed", "deterministic", "device", "threads",
 }  # fmt: skip
 
@@ -70,6 +70,13 @@ def command(
             "--center", help="Start from aligned centres, without a transform.", rich_help_panel=_INPUTS
         ),
     ] = False,
+    prior: Annotated[
+        Path | None,
+        typer.Option(
+            help="A transform that comes behind the new map: its file, such as --transform-out of a coarse run.",
+            rich_help_panel=_INPUTS,
+        ),
+    ] = None,
     window: Annotated[
         str | None,
         typer.Option(
@@ -191,7 +198,7 @@ def command(
     ]
     options = parse_options(option or [])
     limits = parse_pair("--window", window), parse_pair("--quantiles", quantiles)
-    check_outputs(outputs, [fixed, moving, fixed_mask, moving_mask, initial_transform, weights])
+    check_outputs(outputs, [fixed, moving, fixed_mask, moving_mask, initial_transform, weights, prior])
 
     import neuralreg
 
@@ -207,6 +214,7 @@ def command(
             moving_mask=moving_mask,
             initial_transform=initial_transform,
             center=center,
+            prior=prior,
             window=limits[0],
             quantiles=limits[1],
             nan_to=nan_to,

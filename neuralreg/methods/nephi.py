@@ -182,10 +182,10 @@ def fit(
     block = local_block_of(grid) if options.local_block < 0 else options.local_block
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        decoders = [make_decoder(options, len(grid)) for _ in range(2)]
+        there, back = (make_decoder(options, len(grid)) for _ in range(2))
         latent = random_code((options.global_code,))
         volume = random_code((options.local_code, *halved(grid, block + 1)))
-    field = TwoWayField(*decoders, latent, volume).to(pair.fixed.device)
+    field = TwoWayField(there, back, latent, volume).to(pair.fixed.device)
     history = improve(
         field,
         pair,
@@ -270,6 +270,7 @@ def improve(
     watch: Callable[[int, nn.Module], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Minimises NePhi's loss on one pair over the field's codes, decoders or both; returns the history."""
+    options = options.of_one_pair()
     shared = on_fixed_grid(pair)
     shrunken = shared.shrink(options.scale)
     generator = torch.Generator().manual_seed(seed)
@@ -292,10 +293,9 @@ def improve(
         [step],
         [{"params": chosen, "lr": options.refine_lr}],
         iterations=iterations,
-        final_lr=options.final_lr,
+        final_lr=options.refine_final_lr,
         stop=Stop(seconds),
         progress=progress,
-        name="refine" if iterations != options.iterations else "fit",
         watch=None if watch is None else lambda iteration: watch(iteration, field),
     )
 
@@ -348,6 +348,7 @@ def with_at_most(options: Options, grid: tuple[int, ...], most: int) -> Options:
     Raises:
         InputError: a single patch is more than that.
     """
+    options = replace(options.of_one_pair(), refine_scale=0, refine_stride=0, refine_window=0)
     most //= 2
     patch = math.prod(min(options.patch_side, n) for n in shrunken_grid(grid, options.scale))
     if options.sampler == "patches" and patch > most:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from neuralreg.losses import SIMILARITIES, WINDOWED
 from neuralreg.networks.encoder import NORMS
@@ -57,6 +57,10 @@ class Options:
     # How one pair is fitted: refinement behind a prediction, or an auto-decoder from nothing
     refined: str = "both"  # codes, decoders or both
     refine_lr: float = 1e-3
+    refine_final_lr: float = 0.1
+    refine_scale: int = 0  # scale, stride and window of this; 0: as in training
+    refine_stride: int = 0
+    refine_window: int = 0
     iterations: int = 300  # without a prediction
 
     def __post_init__(self) -> None:
@@ -82,14 +86,18 @@ class Options:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("global_code", "local_code", "stride", "regulariser_weight", "prior_weight"):
+        for name in (
+            *("global_code", "local_code", "stride", "regulariser_weight", "prior_weight"),
+            *("refine_scale", "refine_stride", "refine_window"),
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be below 0, got {getattr(self, name)}")
         for name in ("lr", "decoder_lr", "refine_lr", "omega", "first_omega", "sigma"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if not 0 <= self.final_lr <= 1:
-            raise ValueError(f"final_lr must lie in 0..1, got {self.final_lr}")
+        for name in ("final_lr", "refine_final_lr"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")
         if not 0 < self.point_share <= 1 or not 0 <= self.regulariser_share <= 1:
             raise ValueError(
                 f"needs 0 < point_share <= 1 and 0 <= regulariser_share <= 1, got {self.point_share}, "
@@ -117,15 +125,58 @@ class Options:
                 f"similarity {self.similarity} compares neighbours, which random points do not have: take "
                 "sampler=patches or lattice, or similarity=ncc, mse or l1"
             )
-        if self.sampler == "random" and self.scale > 1:
-            raise ValueError(f"scale {self.scale} belongs to sampler patches or lattice")
+        if self.sampler == "random" and max(self.scale, self.refine_scale) > 1:
+            raise ValueError("scale and refine_scale belong to sampler patches or lattice")
         if self.regulariser == "diffusion" and self.derivative != "exact":
             raise ValueError(
                 "derivative differences belongs to regulariser inverse: diffusion has exact ones"
             )
 
+    def of_one_pair(self) -> Options:
+        """The same with scale, stride and window of the fit of one pair."""
+        return replace(
+            self,
+            scale=self.refine_scale or self.scale,
+            stride=self.refine_stride or self.stride,
+            lncc_window=self.refine_window or self.lncc_window,
+        )
+
+
+# Local codes that see the whole image, smaller decoders, windows on shrunken images: chosen on pairs of six hippocampi
+# that were not trained on.
+_FAST = Options(
+    widths=(16, 32, 32, 32, 32, 32),
+    context=True,
+    frequencies=32,
+    hidden=(64, 64),
+    sampler="lattice",
+    scale=2,
+    stride=2,
+    similarity="lncc",
+    lncc_window=3,
+    regulariser_bounds=(50, 500),
+    regulariser_weight=1.0,
+    prior_weight=1e-4,
+    lr=3e-4,
+    decoder_lr=3e-4,
+    final_lr=0.1,
+)
 
 PRESETS = {
-    "fast": Options(),
+    "fast": _FAST,
     "paper": Options(),
+    # For synthetic shapes of about 128 x 128 pixels
+    "shapes": Options(
+        widths=(16, 32, 32, 32, 32, 32),
+        context=True,
+        frequencies=32,
+        hidden=(64, 64),
+        point_share=0.25,
+        regulariser_bounds=(64, 500),
+        regulariser_weight=1.0,
+        prior_weight=1e-4,
+        lr=5e-4,
+        decoder_lr=5e-4,
+        final_lr=0.1,
+    ),
 }

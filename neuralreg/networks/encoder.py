@@ -6,6 +6,7 @@ the local ones. Sizes follow the images' shape; nothing assumes the released 175
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -49,8 +50,7 @@ class Encoder(nn.Module):
             raise ValueError(f"local_block must name one of {len(widths)} blocks, got {local_block}")
         channels = (2, *widths)
         self.blocks = nn.ModuleList(
-            block(ndim, below, above, norm, stride=2)
-            for below, above in zip(channels[:-1], channels[1:], strict=True)
+            block(ndim, below, above, norm, stride=2) for below, above in itertools.pairwise(channels)
         )
         self.head: nn.Module | None = None
         if global_code:
