@@ -13,7 +13,9 @@ class MyNetwork(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(16, 2, 5, padding=2))
 
     def forward(self, moving, fixed):
-        return self.layers(torch.cat([moving, fixed], 1))  # (B, 2, H, W): rows and columns to add to the identity
+        return self.layers(
+            torch.cat([moving, fixed], 1)
+        )  # (B, 2, H, W): rows and columns to add to the identity
 
 
 def train(network, pairs, steps, guidance=OnTheFlyGuidance(steps=10, window=9)):
