@@ -22,7 +22,7 @@ def train(network, pairs, steps, guidance=OnTheFlyGuidance(steps=10, window=9)):
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-3, amsgrad=True)
     for step in range(steps):
         fixed, moving = pairs[step % len(pairs)]  # each (B, 1, H, W) with intensities in [0, 1]
-        loss, refined = guidance(fixed, moving, network(moving, fixed), done=step / steps)
+        loss, _refined = guidance(fixed, moving, network(moving, fixed), done=step / steps)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
