@@ -188,9 +188,7 @@ def interpolate(
         fields.append(predict(trainee, Pair(fixed, moving, torch.eye(ndim, ndim + 1))))
         images.append(moving)
     steps = [k / max(1, shares - 1) for k in range(shares)]
-    nephi_figure.draw_between(
-        [between(fields[0], fields[1], share) for share in steps], steps, images[0], figure
-    )
+    nephi_figure.draw_between([between(fields[0], fields[1], share) for share in steps], steps, images[0], figure)
 
 
 @app.command()
