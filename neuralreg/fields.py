@@ -27,6 +27,7 @@ KINDS = {
     "stretched": "neuralreg.fields:Stretched",
     "correspondence": "neuralreg.correspondence:CorrespondenceField",
     "two-way": "neuralreg.two_way:TwoWayField",
+    "dense": "neuralreg.dense_field:DenseField",
 }
 
 

@@ -111,6 +111,29 @@ def zero_rule_lncc(
     return correlation - mean_over(difference, thinned(under_empty, difference, dropout))
 
 
+def soft_dice(fixed: Tensor, moving: Tensor, displacement: Tensor) -> Tensor:
+    """Mean Dice of label maps, the moving one warped as one-hot volumes; differentiable in the displacement.
+
+    fixed, moving (B, 1, *spatial), integers; displacement (B, ndim, *spatial) in fixed voxels. Every label but 0 that
+    is in either map of a pair counts, with 2 sum(f m) / (sum(f) + sum(m)); the mean is over a pair's labels, then over
+    the pairs that have any. 0 where none has. On a GPU the labels are counted, which waits for the device.
+
+    Memory: as many volumes a pair as the batch has labels, two times over.
+    """
+    ids = torch.cat([fixed.flatten(), moving.flatten()]).unique()
+    ids = ids[ids != 0].view(1, -1, *[1] * (fixed.ndim - 2))
+    truth, source = ((labels == ids).to(displacement.dtype) for labels in (fixed, moving))
+    if not ids.numel():
+        return displacement.sum() * 0
+    axes = tuple(range(2, fixed.ndim))
+    warped = kernels.warp(source, displacement)
+    size = truth.sum(axes)
+    present = ((size > 0) | (source.sum(axes) > 0)).to(displacement.dtype)
+    scores = 2 * (truth * warped).sum(axes) / (size + warped.sum(axes)).clamp(min=1)
+    count = present.sum(1)
+    return ((scores * present).sum(1) / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)
+
+
 def largest(image: Tensor, window: int) -> Tensor:
     """The largest value in every window that fits, one axis after the other."""
     ndim = image.ndim - 2

@@ -37,6 +37,7 @@ METHODS = {
     "nir": "neuralreg.methods.nir",
     "ncf": "neuralreg.methods.ncf",
     "nephi": "neuralreg.methods.nephi",
+    "ofg": "neuralreg.methods.ofg",
 }
 DEFAULT_PRESET = "fast"
 
@@ -117,7 +118,7 @@ def register(
     Args:
         fixed, moving: paths, nibabel or SimpleITK images, tensors or :class:`~neuralreg.images.Image`. Shape, spacing,
             orientation and origin may differ.
-        method: "nir", "ncf" or "nephi".
+        method: "nir", "ncf", "nephi" or "ofg", which needs weights.
         preset: the method's settings by name; None is "fast", which each has; an unknown one lists them. Weights bring
             their own settings and take none.
         weights: file of a trained network (best.pt of `neuralreg train`), which then predicts the map; for methods

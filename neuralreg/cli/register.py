@@ -98,7 +98,7 @@ def command(
         ),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="Registration method: nir, ncf or nephi.", rich_help_panel=_RUN)
+        str, typer.Option(help="Registration method: nir, ncf, nephi or ofg.", rich_help_panel=_RUN)
     ] = "nir",
     preset: Annotated[
         str | None,
