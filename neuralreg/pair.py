@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from neuralreg import kernels
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -51,6 +53,29 @@ class Pair:
             for mask in (self.fixed_mask, self.moving_mask)
         ]
         return Pair(fixed, moving, voxel_affine, *masks)
+
+    def on_fixed_grid(self) -> Pair:
+        """The pair with the moving image and its mask read at the fixed voxels through the affine."""
+        same = torch.eye(self.ndim, self.ndim + 1, device=self.fixed.device)
+        if self.moving.shape == self.fixed.shape and torch.equal(self.voxel_affine, same):
+            return self
+        nowhere = self.fixed.new_zeros(1, self.ndim, *self.grid)
+        affine = self.voxel_affine[None]
+        mask = self.moving_mask
+        if mask is not None:
+            mask = kernels.warp(mask, nowhere, affine, mode="nearest")
+        return Pair(self.fixed, kernels.warp(self.moving, nowhere, affine), same, self.fixed_mask, mask)
+
+
+def resampled(image: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """An image (1, 1, *spatial) resampled linearly to a shape, corners aligned; averaged first where far larger."""
+    factor = max(1, min(n // m for n, m in zip(image.shape[2:], shape, strict=True)))
+    if factor > 1:
+        image = _average(image, factor)[0]
+    if tuple(image.shape[2:]) == tuple(shape):
+        return image
+    mode = "bilinear" if len(shape) == 2 else "trilinear"
+    return functional.interpolate(image, size=tuple(shape), mode=mode, align_corners=True)
 
 
 def _average(image: Tensor, factor: int) -> tuple[Tensor, Tensor]:

@@ -19,9 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from neuralreg import kernels
 from neuralreg.errors import InputError
 from neuralreg.fields import GatedSiren
 from neuralreg.fit import Progress, Stop, minimise
@@ -29,7 +27,7 @@ from neuralreg.methods.nephi_losses import draw_points, draw_sample, pair_losses
 from neuralreg.methods.nephi_options import ARCHITECTURE, PRESETS, Options
 from neuralreg.methods.nir import SLAB_POINTS, dense_displacement
 from neuralreg.networks.encoder import Encoder, halved, local_block_of
-from neuralreg.pair import Pair
+from neuralreg.pair import Pair, resampled
 from neuralreg.samplers import lattice_coordinates, lattice_shape, shrunken_grid
 from neuralreg.two_way import CodedMap, TwoWayField
 
@@ -240,23 +238,11 @@ def predict(trainee: NePhiTrainee, pair: Pair) -> TwoWayField:
     assert isinstance(module, NePhi)
     if len(pair.grid) != len(trainee.shape):
         raise InputError(f"the weights are for {len(trainee.shape)}-D images, these are {len(pair.grid)}-D")
-    pair = on_fixed_grid(pair)
-    images = [fitted_to(image, trainee.shape) for image in (pair.fixed, pair.moving)]
+    pair = pair.on_fixed_grid()
+    images = [resampled(image, trainee.shape) for image in (pair.fixed, pair.moving)]
     latent, volume = module.encode(*images)[0]
     there, back = copy.deepcopy(module.there), copy.deepcopy(module.back)
     return TwoWayField(there, back, latent, volume)
-
-
-def fitted_to(image: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """An image (1, 1, *sp) resampled linearly to a shape, corners aligned; averaged first where it is far larger."""
-    factor = max(1, min(n // m for n, m in zip(image.shape[2:], shape, strict=True)))
-    if factor > 1:
-        pool = functional.avg_pool2d if len(shape) == 2 else functional.avg_pool3d
-        image = pool(image, factor)
-    if tuple(image.shape[2:]) == tuple(shape):
-        return image
-    mode = "bilinear" if len(shape) == 2 else "trilinear"
-    return functional.interpolate(image, size=tuple(shape), mode=mode, align_corners=True)
 
 
 def improve(
@@ -272,7 +258,7 @@ def improve(
 ) -> list[dict[str, Any]]:
     """Minimises NePhi's loss on one pair over the field's codes, decoders or both; returns the history."""
     options = options.of_one_pair()
-    shared = on_fixed_grid(pair)
+    shared = pair.on_fixed_grid()
     shrunken = shared.shrink(options.scales[0])
     generator = torch.Generator().manual_seed(seed)
     device = pair.fixed.device
@@ -299,20 +285,6 @@ def improve(
         progress=progress,
         watch=None if watch is None else lambda iteration: watch(iteration, field),
     )
-
-
-def on_fixed_grid(pair: Pair) -> Pair:
-    """The pair with the moving image and its mask read at the fixed voxels through the affine."""
-    same = torch.eye(pair.ndim, pair.ndim + 1, device=pair.fixed.device)
-    if pair.moving.shape == pair.fixed.shape and torch.equal(pair.voxel_affine, same):
-        return pair
-    nowhere = pair.fixed.new_zeros(1, pair.ndim, *pair.grid)
-    affine = pair.voxel_affine[None]
-    moving = kernels.warp(pair.moving, nowhere, affine)
-    mask = pair.moving_mask
-    if mask is not None:
-        mask = kernels.warp(mask, nowhere, affine, mode="nearest")
-    return Pair(pair.fixed, moving, same, pair.fixed_mask, mask)
 
 
 @torch.no_grad()

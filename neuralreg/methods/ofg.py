@@ -33,12 +33,11 @@ from neuralreg.dense_field import DenseField
 from neuralreg.errors import InputError
 from neuralreg.fit import Progress
 from neuralreg.losses import soft_dice
-from neuralreg.methods.nephi import fitted_to, on_fixed_grid
 from neuralreg.methods.ofg_guidance import Energy, OnTheFlyGuidance
 from neuralreg.methods.ofg_options import PRESETS, REFINEMENT, TAUGHT, Options
 from neuralreg.networks import TransMorph, VoxelMorph, predict
 from neuralreg.options import resolve
-from neuralreg.pair import Pair
+from neuralreg.pair import Pair, resampled
 from neuralreg.reading import by
 from neuralreg.training.data import Batch
 from neuralreg.training.trainee import Trainee, load_trainee
@@ -201,7 +200,7 @@ def fit_trained(
         raise InputError("method ofg sees whole images: leave the masks out")
     if pair.ndim != len(trainee.shape):
         raise InputError(f"the weights are for {len(trainee.shape)}-D images, these are {pair.ndim}-D")
-    pair = on_fixed_grid(pair)
+    pair = pair.on_fixed_grid()
     trainee.module.to(pair.fixed.device)
     prediction = predicted(trainee, pair)
     displacement = prediction
@@ -223,7 +222,7 @@ def fit_trained(
 
 def predicted(trainee: OfgTrainee, pair: Pair) -> Tensor:
     """(1, ndim, *grid) in voxels of the pair's fixed grid."""
-    images = [fitted_to(image, trainee.shape) for image in (pair.fixed, pair.moving)]
+    images = [resampled(image, trainee.shape) for image in (pair.fixed, pair.moving)]
     u = trainee.displacement(*images)
     if tuple(u.shape[2:]) == pair.grid:
         return u
