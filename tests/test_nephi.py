@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from neuralreg import kernels
 from neuralreg.errors import InputError
 from neuralreg.fields import GatedSiren, load_field
 from neuralreg.kernels import use_backend
@@ -242,7 +243,7 @@ def test_training_on_discs_of_two_sizes_brings_them_onto_each_other_in_both_dire
     for one, target, source in ((field, small, large), (field.inverse, large, small)):
         u = nephi.dense_displacement(one, shape).detach()
         assert folds_percent(u) < 0.3
-        moved = nephi.kernels.warp(source[1][None, None].float(), u[None], mode="nearest")
+        moved = kernels.warp(source[1][None, None].float(), u[None], mode="nearest")
         before = dice(target[1], source[1])[1]
         assert dice(target[1], moved[0, 0].long())[1] > before + 0.25
 
@@ -294,7 +295,7 @@ def test_without_a_network_the_codes_of_one_pair_are_fitted() -> None:
     pair = Pair(fixed, moving, torch.eye(2, 3))
     field, history = nephi.fit(pair, options, seed=0)
     u = nephi.dense_displacement(field, shape).detach()
-    moved = nephi.kernels.warp(other[None, None].float(), u[None], mode="nearest")[0, 0].long()
+    moved = kernels.warp(other[None, None].float(), u[None], mode="nearest")[0, 0].long()
     assert dice(inside, moved)[1] > dice(inside, other)[1] + 0.15
     assert len(history) == 120
     assert history[-1]["similarity"] > history[0]["similarity"]
