@@ -194,7 +194,8 @@ def field(
         latent: (spec.latent,) for all points, or (N, spec.latent).
         volume: (spec.latent_volume, *size), read at x as :func:`hash_encode` reads a dense level, size free.
         recompute: False keeps the encoded points of a grid for the backward (cpu backend), True encodes again; None
-            keeps those of a table of more than 2^20 numbers while that takes at most 128 MiB.
+            keeps those of a table of more than 2^20 numbers while that takes at most 128 MiB. On the reference it is
+            autograd that keeps what it needs.
         backend: "cpu", "reference", ...; None chooses.
 
     Returns:
