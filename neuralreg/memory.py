@@ -1,7 +1,8 @@
 """How much memory a registration takes, and how few points an iteration has to make do with under a limit.
 
 The figures per voxel and per point are those of NIR's preset ``fast`` (tests/test_memory.py holds them against a real
-run); velocities, jets and other methods have not been measured and may need more. What the process holds before the fit, libraries and images included, is asked of the system.
+run); velocities, jets and other methods have not been measured and may need more. What the process holds before the
+fit, libraries and images included, is asked of the system.
 """
 
 from __future__ import annotations
