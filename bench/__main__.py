@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import pkgutil
-import subprocess
-from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -17,11 +14,11 @@ from rich.table import Table
 
 from neuralreg.bench import kernels as suite
 from neuralreg.bench.harness import Case, Measurement, bandwidth, measure, product_rate
+from neuralreg.bench.rows import PROVENANCE, provenance, write_rows
 from neuralreg.machine import cpu_name
-from neuralreg.writing import atomic_path
 
 COLUMNS = (
-    *("date", "commit", "hardware", "threads", "torch", "op", "work", "contender", "error", "in_tolerance"),
+    *(*PROVENANCE, "op", "work", "contender", "error", "in_tolerance"),
     *("median_ms", "p20_ms", "p80_ms", "cpu_ms", "extra_mb", "floor_ms", "rounds"),
 )
 
@@ -58,11 +55,7 @@ def main(
             rows += [row(case, one, floor, name) for one in found]
     if not rows:
         raise typer.BadParameter(f"no op's or work's name contains {only!r}", param_hint="--filter")
-    if out is not None:
-        with atomic_path(out) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+    write_rows(out, rows, COLUMNS)
 
 
 def show(console: Console, case: Case, found: list[Measurement], floor: float) -> None:
@@ -87,11 +80,7 @@ def show(console: Console, case: Case, found: list[Measurement], floor: float) -
 def row(case: Case, one: Measurement, floor: float, hardware: str) -> dict[str, object]:
     """A line of the csv file."""
     return {
-        "date": date.today().isoformat(),
-        "commit": commit(),
-        "hardware": hardware,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **provenance(hardware),
         "op": case.op,
         "work": case.work,
         "contender": one.contender,
@@ -105,21 +94,6 @@ def row(case: Case, one: Measurement, floor: float, hardware: str) -> dict[str, 
         "floor_ms": f"{floor * 1e3:.4g}",
         "rounds": len(one.wall),
     }
-
-
-def commit() -> str:
-    """Short hash of the checkout, with a + where it has changes; empty outside one."""
-    asked = [
-        "git",
-        "-C",
-        str(Path(__file__).resolve().parent),
-        "describe",
-        "--always",
-        "--dirty=+",
-        "--exclude=*",
-    ]
-    done = subprocess.run(asked, capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

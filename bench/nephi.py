@@ -8,10 +8,7 @@ backward.
 
 from __future__ import annotations
 
-import csv
-import sys
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,25 +18,21 @@ from rich.console import Console
 from rich.table import Table
 
 from neuralreg.bench import nephi_figure
-from neuralreg.bench.__main__ import commit
 from neuralreg.bench.nephi_cost import CONTENDERS, COST_COLUMNS, STAGES, memory_row, time_rows
 from neuralreg.bench.nephi_runs import FIGURES, all_pairs, nothing, predicted, score, trained, unseen_pairs
-from neuralreg.bench.process import end_with_clean_up
+from neuralreg.bench.rows import numbers, provenance, run_command, using_threads, write_rows
 from neuralreg.bench.shapes import shapes as draw_shapes
 from neuralreg.cli.register import parse_options
-from neuralreg.errors import InputError, NeuralregError
+from neuralreg.errors import InputError
 from neuralreg.figure import require_matplotlib
-from neuralreg.machine import cpu_name
 from neuralreg.methods.nephi import PRESETS, NePhiTrainee, between, predict
 from neuralreg.options import resolve
 from neuralreg.pair import Pair
 from neuralreg.training.data import Pairs
 from neuralreg.training.trainee import load_trainee
-from neuralreg.writing import atomic_path, check_writable
+from neuralreg.writing import check_writable
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-
-HEAD = ("date", "commit", "hardware", "threads", "torch")
 
 Out = Annotated[Path | None, typer.Option(help="Table of all figures (.csv).")]
 Picture = Annotated[Path | None, typer.Option("--figure", help="Picture (.png; needs matplotlib).")]
@@ -78,14 +71,14 @@ def hippocampus(
     changed = resolve({"weights": trainee.options}, "weights", parse_options(option or [], own=()), method)
     stages = [("before", nothing), ("prediction", predicted(trainee))]
     if isinstance(trainee, NePhiTrainee):
-        for steps in _numbers(refine, "--refine"):
+        for steps in numbers(refine, "--refine"):
             stages.append((f"refined {steps}", predicted(trainee, steps, changed, seed)))
     rows = []
-    with _using(threads):
+    with using_threads(threads):
         for stage, maps in stages:
-            rows.append({**_head(), "method": method, "weights": weights.name, "stage": stage})
+            rows.append({**provenance(), "method": method, "weights": weights.name, "stage": stage})
             rows[-1] |= {"options": " ".join(option or ()), "seed": seed, **score(pairs, maps, most)}
-            _write(out, rows)
+            write_rows(out, rows)
     _show("all ordered pairs" if most is None else f"{most} pairs", rows, ("method", "stage", "pairs"))
 
 
@@ -127,7 +120,7 @@ def ratio(
     _check(out, None)
     settings = {
         f"4^-{r}": {"regulariser_share": 4.0**-r, "regulariser_bounds": (1, size * size)}
-        for r in _numbers(exponents, "--exponents")
+        for r in numbers(exponents, "--exponents")
     }
     rows = _study(settings, "ratio", (size, count, steps, batch, preset, option, seed, threads), out)
     _show("points of the regulariser over the pixels", rows, ("ratio", "pairs"))
@@ -180,7 +173,7 @@ def interpolate(
     names = sorted(pairs.members, key=lambda place: pairs.subjects.names[place])
     fields, images = [], []
     for words in (first, second):
-        places = _numbers(words, "--first, --second")
+        places = numbers(words, "--first, --second")
         if len(places) != 2 or not all(0 <= place < test for place in places):
             raise InputError(f"a pair is two places below {test} with a comma between, got {words!r}")
         fixed, moving = (pairs.subjects[names[place]].image[None] for place in places)
@@ -208,12 +201,12 @@ def memory(
     rows: list[dict[str, Any]] = []
     for stage in STAGES:
         for name in contenders.split(","):
-            for size in sorted(_numbers(sizes, "--sizes")):
+            for size in sorted(numbers(sizes, "--sizes")):
                 row = memory_row(name, stage, size, preset, limit, threads or torch.get_num_threads())
                 if row is None:
                     continue
-                rows.append({**_head(), **row})
-                _write(out, rows)
+                rows.append({**provenance(), **row})
+                write_rows(out, rows)
                 print(f"{name} {stage} {size}: {row['extra_mb'] or row['error']}")
                 if row["error"]:
                     break  # a larger cube needs more
@@ -232,9 +225,11 @@ def time(
 ) -> None:
     """The regulariser and the whole refinement step against torch's double backward of the same module."""
     _check(out, None)
-    with _using(threads):
-        rows = [{**_head(), **row} for row in time_rows(_numbers(points, "--points"), rounds, preset, size)]
-        _write(out, rows)
+    with using_threads(threads):
+        rows = [
+            {**provenance(), **row} for row in time_rows(numbers(points, "--points"), rounds, preset, size)
+        ]
+        write_rows(out, rows)
     table = Table(title="seconds, medians")
     for head in COST_COLUMNS:
         table.add_column(head)
@@ -255,31 +250,17 @@ def _study(
     subjects, unseen = draw_shapes(count, size, seed), draw_shapes(8, size, seed + 1)
     held = all_pairs(unseen, list(range(len(unseen))))
     rows: list[dict[str, Any]] = []
-    with _using(threads):
+    with using_threads(threads):
         for name, own in settings.items():
             options = resolve(PRESETS, preset, {**parse_options(option or [], own=()), **own}, "nephi")
             trainee = trained(options, Pairs(subjects), steps=steps, batch=batch, seed=seed, threads=threads)
-            rows.append({**_head(), what: name, "size": size, "steps": steps, "batch": batch})
+            rows.append({**provenance(), what: name, "size": size, "steps": steps, "batch": batch})
             rows[-1] |= {"options": " ".join(option or ()), "seed": seed, **score(held, predicted(trainee))}
-            _write(out, rows)
+            write_rows(out, rows)
             print(f"{name}: Dice {rows[-1]['dice']:.4f}, folds {rows[-1]['folds_percent']:.4f} %")
     if figure is not None:
         nephi_figure.draw_shapes(held, predicted(trainee), [(0, 1), (1, 2)], figure)
     return rows
-
-
-class _using:
-    """A number of threads for a while."""
-
-    def __init__(self, threads: int | None) -> None:
-        self.threads, self.before = threads, torch.get_num_threads()
-
-    def __enter__(self) -> None:
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self.before)
 
 
 def _check(out: Path | None, figure: Path | None) -> None:
@@ -288,28 +269,6 @@ def _check(out: Path | None, figure: Path | None) -> None:
     if figure is not None:
         require_matplotlib()
         check_writable(figure, suffixes=(".png",), role="--figure")
-
-
-def _numbers(text: str, flag: str) -> list[int]:
-    try:
-        return [int(word) for word in text.split(",") if word.strip()]
-    except ValueError:
-        raise InputError(f"{flag}: whole numbers with commas between, got {text!r}") from None
-
-
-def _head() -> dict[str, Any]:
-    values = (date.today().isoformat(), commit(), cpu_name(), torch.get_num_threads(), torch.__version__)
-    return dict(zip(HEAD, values, strict=True))
-
-
-def _write(path: Path | None, rows: list[dict[str, Any]]) -> None:
-    if path is None:
-        return
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
 
 
 def _show(title: str, rows: list[dict[str, Any]], names: Sequence[str]) -> None:
@@ -322,9 +281,4 @@ def _show(title: str, rows: list[dict[str, Any]], names: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    end_with_clean_up()
-    try:
-        app()
-    except NeuralregError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(app)

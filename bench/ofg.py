@@ -9,24 +9,19 @@ from __future__ import annotations
 
 import csv
 import itertools
-import sys
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from neuralreg.bench.__main__ import commit
 from neuralreg.bench.ofg_cost import DIGITS, guidance_cost, optimiser_alone, start_fields
 from neuralreg.bench.ofg_runs import SCORES, Run, Split, hippocampi, rows_of, split
-from neuralreg.bench.process import end_with_clean_up
+from neuralreg.bench.rows import PROVENANCE, provenance, run_command, words, write_rows
 from neuralreg.cli.register import parse_options
 from neuralreg.errors import InputError, NeuralregError
 from neuralreg.figure import require_matplotlib
-from neuralreg.machine import cpu_name
 from neuralreg.methods.ofg_options import MODES
 from neuralreg.writing import atomic_path, check_writable
 
@@ -34,19 +29,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__d
 
 KEY = ("network", "mode", "setting", "seed", "cpu_budget", "options")
 COLUMNS = (
-    *(
-        "date",
-        "commit",
-        "hardware",
-        "threads",
-        "torch",
-        "data",
-        *KEY,
-        "look",
-        "share",
-        "steps",
-        "teacher_steps",
-    ),
+    *(*PROVENANCE, "data", *KEY, "look", "share", "steps", "teacher_steps"),
     *("cpu_seconds", "wall_seconds", "pairs", *SCORES, "predict_s", "error"),
 )
 
@@ -101,7 +84,7 @@ def modes(
             looks,
             preset,
         )
-        for which, seed, name in itertools.product(_words(network), _words(seeds), _words(mode))
+        for which, seed, name in itertools.product(words(network), words(seeds), words(mode))
     ]
     rows = series(jobs, out, runs, data, test)
     show(rows, ("network", "mode", "setting", "cpu_budget"))
@@ -135,7 +118,7 @@ def steps(
             1,
             preset,
         )
-        for seed, count in itertools.product(_words(seeds), _words(counts))
+        for seed, count in itertools.product(words(seeds), words(counts))
     ]
     show(series(jobs, out, runs, data, test), ("network", "mode", "setting", "cpu_budget"))
 
@@ -156,15 +139,15 @@ def optimiser(
 ) -> None:
     """The inner loop alone: Dice and folds over steps from a zero field, a random one, and an untrained network's."""
     check_writable(out, suffixes=(".csv",), role="--out")
-    taken = [int(count) for count in _words(counts)]
-    names = _words(starts)
+    taken = [int(count) for count in words(counts)]
+    names = words(starts)
     if unknown := sorted(set(names) - set(start_fields)):
         raise InputError(f"--starts: {', '.join(unknown)} is none of {', '.join(start_fields)}")
-    head = {**machine(threads or torch.get_num_threads()), "pair": pair}
+    machine = {**provenance(threads=threads), "pair": pair}
     rows = []
-    for found in optimiser_alone(pair, names, taken, rounds, head["threads"], seed):
-        rows.append({**head, **found})
-        write(out, rows)
+    for found in optimiser_alone(pair, names, taken, rounds, machine["threads"], seed):
+        rows.append({**machine, **found})
+        write_rows(out, rows)
         print_row(found)
 
 
@@ -179,11 +162,11 @@ def cost(
 ) -> None:
     """A training iteration with guidance, by our inner loop and by torch's, beside one without."""
     check_writable(out, suffixes=(".csv",), role="--out")
-    head = machine(threads or torch.get_num_threads())
-    rows = [{**head, **row} for row in guidance_cost(size, network, inner, rounds, head["threads"])]
-    write(out, rows)
+    machine = provenance(threads=threads)
+    rows = [{**machine, **row} for row in guidance_cost(size, network, inner, rounds, machine["threads"])]
+    write_rows(out, rows)
     for row in rows:
-        print_row({name: value for name, value in row.items() if name not in head})
+        print_row({name: value for name, value in row.items() if name not in machine})
 
 
 def series(jobs: list[Run], out: Path, folder: Path, path: Path | None, test: int) -> list[dict[str, Any]]:
@@ -197,13 +180,13 @@ def series(jobs: list[Run], out: Path, folder: Path, path: Path | None, test: in
             continue
         data = data or (hippocampi(test) if path is None else split(path, test))
         name = "hippocampus" if path is None else path.stem
-        head = {**machine(job.threads), "data": name, **key}
+        machine = {**provenance(threads=job.threads), "data": name, **key}
         try:
-            found = [{**head, **row, "error": ""} for row in rows_of(job, data, folder / stem(job))]
+            found = [{**machine, **row, "error": ""} for row in rows_of(job, data, folder / stem(job))]
         except NeuralregError as error:
-            found = [{**head, "look": "test", "error": str(error)}]
+            found = [{**machine, "look": "test", "error": str(error)}]
         rows += found
-        write(out, rows, COLUMNS)
+        write_rows(out, rows, COLUMNS)
         print_row(
             {name: found[-1].get(name, "") for name in (*KEY, "steps", "cpu_seconds", *SCORES, "error")}
         )
@@ -240,29 +223,9 @@ def parse_own(given: list[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def machine(threads: int) -> dict[str, Any]:
-    return {
-        "date": date.today().isoformat(),
-        "commit": commit(),
-        "hardware": cpu_name(),
-        "threads": threads,
-        "torch": torch.__version__,
-    }
-
-
 def read(path: Path) -> list[dict[str, Any]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def write(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...] = ()) -> None:
-    names = columns or tuple(dict.fromkeys(name for row in rows for name in row))
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, restval="")
-        writer.writeheader()
-        writer.writerows(
-            [{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-        )
 
 
 def print_row(row: dict[str, Any]) -> None:
@@ -272,10 +235,6 @@ def print_row(row: dict[str, Any]) -> None:
 
 def _cell(name: str, value: Any) -> str:
     return f"{value:.{DIGITS.get(name, 4)}g}" if isinstance(value, float) else str(value)
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def show(rows: list[dict[str, Any]], names: tuple[str, ...]) -> None:
@@ -327,9 +286,4 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    end_with_clean_up()
-    try:
-        app()
-    except NeuralregError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(app)

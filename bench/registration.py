@@ -5,11 +5,8 @@ Seconds and memory are those of the whole process: imports, reading, registratio
 
 from __future__ import annotations
 
-import csv
 import shutil
-import sys
 import tempfile
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,30 +15,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from neuralreg.bench.__main__ import commit
 from neuralreg.bench.pairs import RealPair, find_names, load_pair
-from neuralreg.bench.process import end_with_clean_up, run
+from neuralreg.bench.process import run
+from neuralreg.bench.rows import PROVENANCE, provenance, run_command, write_rows
 from neuralreg.bench.scores import SCORES, score
 from neuralreg.bench.tools import Settings, Task, Tool, parse_tools
-from neuralreg.errors import NeuralregError
-from neuralreg.machine import cpu_name
-from neuralreg.writing import atomic_path, check_writable
+from neuralreg.writing import check_writable
 
 COSTS = ("wall_s", "cpu_s", "peak_mb")
 COLUMNS = (
-    *(
-        "date",
-        "commit",
-        "hardware",
-        "threads",
-        "torch",
-        "pair",
-        "tool",
-        "iterations",
-        "options",
-        "seed",
-        "masks",
-    ),
+    *(*PROVENANCE, "pair", "tool", "iterations", "options", "seed", "masks"),
     *SCORES,
     *COSTS,
     "error",
@@ -89,7 +72,7 @@ def main(
             rows.append(one_row(pair, tool, settings, keep))
             console.print(line(rows[-1]), markup=False, highlight=False, soft_wrap=True)
             if out is not None:  # after every run: long series get interrupted
-                write_rows(out, rows)
+                write_rows(out, rows, COLUMNS)
     show(console, rows)
     if any(row["error"] for row in rows):
         raise typer.Exit(1)
@@ -100,11 +83,7 @@ def one_row(pair: RealPair, tool: Tool, settings: Settings, keep: Path | None = 
     neural = tool.kind not in ("greedy", "identity")
     row: dict[str, Any] = {
         **dict.fromkeys(COLUMNS, ""),
-        "date": date.today().isoformat(),
-        "commit": commit(),
-        "hardware": cpu_name(),
-        "threads": settings.threads,
-        "torch": torch.__version__,
+        **provenance(threads=settings.threads),
         "pair": pair.name,
         "tool": str(tool),
         "iterations": settings.iterations if neural and settings.iterations is not None else "",
@@ -133,15 +112,6 @@ def _keep(task: Task, folder: Path, name: str) -> None:
     for file in (task.result, task.folder / "summary.json"):
         if file.is_file():
             shutil.copyfile(file, folder / f"{stem}_{file.name}")
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """All rows, figures at six digits; what was not measured stays empty."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
 
 
 def line(row: dict[str, Any]) -> str:
@@ -177,9 +147,4 @@ def _cell(name: str, value: float) -> str:
 
 
 if __name__ == "__main__":
-    end_with_clean_up()
-    try:
-        typer.run(main)
-    except NeuralregError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(lambda: typer.run(main))

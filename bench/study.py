@@ -6,10 +6,8 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,10 +18,10 @@ from rich.table import Table
 
 from neuralreg.bench.curves import Curve, Job, watched
 from neuralreg.bench.pairs import RealPair, load_pair
-from neuralreg.bench.process import end_with_clean_up
+from neuralreg.bench.rows import run_command, words, write_rows
 from neuralreg.bench.scores import SCORES, score
 from neuralreg.cli.register import parse_options
-from neuralreg.errors import InputError, NeuralregError
+from neuralreg.errors import InputError
 from neuralreg.figure import require_matplotlib
 from neuralreg.images import read_geometry
 from neuralreg.methods.nir import PRESETS
@@ -84,7 +82,7 @@ def samplers(
     for setting, own in SAMPLERS.items():
         curve = _watch(pair, preset, iterations, every, seed, threads, {**own, **count}, option)
         rows += _rows({"pair": name, "sampler": setting}, curve)
-        _write(out, rows)
+        write_rows(out, rows)
     _show(["sampler"], rows)
     if figure is not None:
         draw(rows, start_dice(pair), figure)
@@ -116,11 +114,11 @@ def choices(
         *(() if any(word.startswith("lr=") for word in option or ()) else (COMMON_RATE,)),
     ]
     rows: list[dict[str, Any]] = []
-    for words in itertools.product(*(_words(text) for text in (encodings, activations, dropouts))):
-        own = dict(zip(("encoding", "activation", "dropout"), words, strict=True))
+    for chosen in itertools.product(*(words(text) for text in (encodings, activations, dropouts))):
+        own = dict(zip(("encoding", "activation", "dropout"), chosen, strict=True))
         curve = _watch(pair, preset, iterations, iterations, seed, threads, own, option)
         rows += _rows({"pair": name, **own}, curve)
-        _write(out, rows)
+        write_rows(out, rows)
     _show(["encoding", "activation", "dropout"], rows)
     _end(rows)
 
@@ -159,25 +157,11 @@ def _watch(
     return watched(Job(pair, "nir", preset, options, every, seed, threads or torch.get_num_threads()))
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
 def _rows(names: dict[str, Any], curve: Curve) -> list[dict[str, Any]]:
     """Rows of the table: a look each, or one that names the error."""
     if curve.error:
         return [{**names, "error": curve.error}]
     return [{**names, **row, "error": ""} for row in curve.rows]
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    columns = [*dict.fromkeys(name for row in rows for name in row if name != "error"), "error"]
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(
-            [{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-        )
 
 
 def _show(names: list[str], rows: list[dict[str, Any]]) -> None:
@@ -236,9 +220,4 @@ def draw(rows: list[dict[str, Any]], start: float, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    end_with_clean_up()
-    try:
-        app()
-    except NeuralregError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(app)

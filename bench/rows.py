@@ -1,0 +1,97 @@
+"""What tables of measurements share: whose machine and commit they are of, how they are written, how a study ends."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neuralreg.bench.process import end_with_clean_up
+from neuralreg.errors import InputError, NeuralregError
+from neuralreg.machine import cpu_name
+from neuralreg.writing import atomic_path
+
+PROVENANCE = ("date", "commit", "hardware", "threads", "torch")
+
+
+def provenance(hardware: str | None = None, threads: int | None = None) -> dict[str, Any]:
+    """The first columns of a row; the CPU and torch's threads where nothing else is given."""
+    values = (
+        date.today().isoformat(),
+        commit(),
+        hardware or cpu_name(),
+        threads or torch.get_num_threads(),
+        torch.__version__,
+    )
+    return dict(zip(PROVENANCE, values, strict=True))
+
+
+def commit() -> str:
+    """Short hash of the checkout, with a + where it has changes; empty outside one."""
+    folder = str(Path(__file__).resolve().parent)
+    asked = ["git", "-C", folder, "describe", "--always", "--dirty=+", "--exclude=*"]
+    return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+
+
+def write_rows(
+    path: Path | None, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
+) -> None:
+    """All rows, floats at six digits, what a row lacks empty; nothing without a path.
+
+    ``columns``: names in their order; by default as the rows bring them, with "error" last.
+    """
+    if path is None:
+        return
+    if columns is None:
+        names = dict.fromkeys(name for row in rows for name in row)
+        columns = sorted(names, key=lambda name: name == "error")
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def words(text: str) -> list[str]:
+    """The words between commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def numbers(text: str, flag: str) -> list[int]:
+    """Whole numbers with commas between.
+
+    Raises:
+        InputError: something else stands there.
+    """
+    try:
+        return [int(word) for word in words(text)]
+    except ValueError:
+        raise InputError(f"{flag}: whole numbers with commas between, got {text!r}") from None
+
+
+@contextmanager
+def using_threads(threads: int | None) -> Iterator[None]:
+    """Torch with so many threads for a while; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run_command(command: Callable[[], Any]) -> None:
+    """A study as a command: an error that a user can cause is one line and exit code 2."""
+    end_with_clean_up()
+    try:
+        command()
+    except NeuralregError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
