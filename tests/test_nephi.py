@@ -274,7 +274,7 @@ def test_refinement_moves_what_was_asked_and_lowers_the_loss(refined: str) -> No
             decoder.output_layer[0].normal_(std=0.02)
     before = nephi.predict(trainee, pair)
     network = {name: value.clone() for name, value in trainee.module.state_dict().items()}
-    options = replace(SMALL, refined=refined, refine_lr=1e-2)
+    options = replace(SMALL, refined=refined, refine_lr=1e-2, refine_code_lr=1e-2)
     after, history = nephi.fit_trained(trainee, pair, options, refine=30)
     assert len(history) == 30
     first, last = (sum(h["loss"] for h in part) for part in (history[:5], history[-5:]))
@@ -288,10 +288,34 @@ def test_refinement_moves_what_was_asked_and_lowers_the_loss(refined: str) -> No
         nephi.fit_trained(trainee, pair, replace(SMALL, hidden=(8,)), refine=1)
 
 
+def test_refinement_goes_through_its_stages_with_a_rate_for_codes_and_one_for_decoders() -> None:
+    shape = (24, 24)
+    pair = Pair(discs(shape, 5.0)[0], discs(shape, 8.0)[0], torch.eye(2, 3))
+    options = replace(
+        SMALL, sampler="lattice", refine_scales=(2, 1), refine_strides=(1, 2), refine_final_lr=1.0
+    )
+    trainee = nephi.make_trainee(options, shape, 2, 0)
+    with torch.no_grad():
+        for decoder in (trainee.module.there, trainee.module.back):
+            decoder.output_layer[0].normal_(std=0.02)
+    _, history = nephi.fit_trained(trainee, pair, options, refine=6)
+    assert [one["scale"] for one in history] == [2, 2, 2, 1, 1, 1]
+    before = nephi.predict(trainee, pair)
+    quick = replace(options, refine_lr=1e-3, refine_code_lr=4e-3)
+    after, _ = nephi.fit_trained(trainee, pair, quick, refine=1)
+    # Adam's first step is its rate, wherever there is a gradient
+    moved = [(a - b).abs().max() for a, b in ((before.latent, after.latent), (before.volume, after.volume))]
+    torch.testing.assert_close(torch.stack(moved), torch.full((2,), 4e-3), rtol=1e-2, atol=0)
+    weights = zip(before.there.weights, after.there.weights, strict=True)
+    torch.testing.assert_close(
+        max((a - b).abs().max() for a, b in weights), torch.tensor(1e-3), rtol=1e-2, atol=0
+    )
+
+
 def test_without_a_network_the_codes_of_one_pair_are_fitted() -> None:
     shape = (28, 24)
     (fixed, inside), (moving, other) = discs(shape, 6.0), discs(shape, 9.0, shift=1.0)
-    options = replace(SMALL, iterations=120, refine_lr=1e-2)
+    options = replace(SMALL, iterations=120, refine_lr=1e-2, refine_code_lr=1e-2)
     pair = Pair(fixed, moving, torch.eye(2, 3))
     field, history = nephi.fit(pair, options, seed=0)
     u = nephi.dense_displacement(field, shape).detach()
@@ -355,6 +379,14 @@ def test_fewer_points_where_memory_is_short() -> None:
     assert nephi.with_at_most(patches, (40, 40, 40), 2 * 3 * 6**3).patches == 3
     with pytest.raises(InputError, match="a patch takes 216"):
         nephi.with_at_most(patches, (40, 40, 40), 100)
+    staged = replace(
+        SMALL, sampler="lattice", refine_scales=(2, 1), refine_strides=(1, 2), refine_windows=(3,)
+    )
+    fewer = nephi.with_at_most(staged, (40, 40), 2 * 400)
+    assert (fewer.refine_scales, fewer.refine_strides, fewer.refine_windows) == ((2, 1), (1, 2), (3,))
+    fewer = nephi.with_at_most(staged, (40, 40), 2 * 399)  # neither stage has room for its lattice
+    assert (fewer.refine_scales, fewer.refine_strides) == ((2, 1), (0, 0))
+    assert nephi.with_at_most(fewer, (40, 40), 2 * 399) == fewer
 
 
 @pytest.mark.parametrize(
@@ -369,6 +401,8 @@ def test_fewer_points_where_memory_is_short() -> None:
         ("local_block", "9", "local_block must name one of 6 blocks"),
         ("regulariser_bounds", "9,3", "regulariser_bounds"),
         ("scales", "2,1", "belong to sampler patches or lattice"),
+        ("refine_scales", "2,1", "belong to sampler patches or lattice"),
+        ("refine_windows", "0", "refine_windows must be one or more numbers of at least 1"),
         ("colour", "red", "has no option 'colour'"),
     ],
 )
@@ -384,8 +418,10 @@ def test_stages_share_the_training_and_a_fit_of_one_pair_goes_on_with_the_last()
     assert [one.scales + one.windows for one in found] == [(4, 5), (4, 5), (2, 3), (1, 3), (1, 3)]
     assert {one.strides for one in found} == {(3,)}
     assert options.of_one_pair().scales == (1,)
-    chosen = replace(options, refine_scale=2, refine_stride=1, refine_window=7).of_one_pair()
-    assert (chosen.scales, chosen.strides, chosen.windows) == ((2,), (1,), (7,))
+    chosen = replace(options, refine_scales=(2, -1), refine_strides=(1,), refine_windows=(7,)).of_one_pair()
+    assert (chosen.scales, chosen.strides, chosen.windows) == ((2, 1), (1,), (7,))
+    assert chosen.of_one_pair() == chosen
+    assert chosen.stages == 2
     trainee = nephi.make_trainee(options, (24, 20), 2, 0)
     batch = batch_of((torch.rand(1, 1, 24, 20), torch.rand(1, 1, 24, 20)))
     similarity = []

@@ -22,6 +22,11 @@ from tests.small import blobs, call
 from tests.test_training_loop import FILES, curve, same_weights
 
 ROOT = Path(__file__).resolve().parents[1]
+METHODS = {  # each with what makes it small
+    "tiny": (),
+    "nephi": ("widths=4,4,4", "global_code=4", "local_code=4", "head=8", "hidden=8", "frequencies=4"),
+    "ofg": ("encoder=4,4", "decoder=4,4,4", "steps=2", "window=3"),
+}
 RUN = ["--batch", "2", "--threads", "1", "--validate-every", "5", "--checkpoint-every", "3"]
 
 # Runs the command several times side by side, each in a process of its own, forked after the imports, which take longer
@@ -31,15 +36,19 @@ import json, os, signal, sys
 import torch._dynamo  # what the first step of an optimiser imports
 import neuralreg.registration
 from neuralreg.cli import main
+from neuralreg.methods import nephi, ofg
 from neuralreg.training import augment, layouts, loop, split, trainee
 from tests.tiny_method import Tiny
 trainee.METHODS["tiny"] = "tests.tiny_method"
-losses, calls = Tiny.losses, []
-def deadly(*arguments):
-    calls.append(1)
-    if len(calls) == 9:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return losses(*arguments)
+TRAINEES = {"tiny": Tiny, "nephi": nephi.NePhiTrainee, "ofg": ofg.OfgTrainee}
+def make_deadly(kind):
+    losses, calls = kind.losses, []
+    def deadly(*arguments):
+        calls.append(1)
+        if len(calls) == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return losses(*arguments)
+    kind.losses = deadly
 children = []
 for job in json.loads(sys.argv[1]):
     child = os.fork()
@@ -48,7 +57,7 @@ for job in json.loads(sys.argv[1]):
         for stream in (1, 2):
             os.dup2(os.open(job["told"] + str(stream), os.O_WRONLY | os.O_CREAT), stream)
         if job["kill"]:
-            Tiny.losses = deadly
+            make_deadly(TRAINEES[job["arguments"][1]])
         sys.argv = ["neuralreg", *job["arguments"]]
         main()
     children.append(child)
@@ -75,11 +84,11 @@ def data(tmp_path: Path) -> Path:
 
 @dataclass
 class Launched:
-    """What became of the processes: a killed run in ``killed``, two ranks in ``two``; codes and output by name."""
+    """What became of the processes: a killed run of each method, and two ranks; codes and output by name."""
 
     folder: Path
-    killed: list[str]
-    ranks: list[str]
+    killed: dict[str, list[str]]
+    ranks: dict[str, list[str]]
     codes: dict[str, int]
 
     def told(self, name: str, stream: int = 1) -> str:
@@ -91,20 +100,28 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
     if sys.platform != "linux":
         pytest.skip("processes are forked")
     folder = tmp_path_factory.mktemp("launched")
-    start = ["train", "tiny", "--data", str(write_data(folder)), *RUN]
-    killed = [*start, "--steps", "14", "--deterministic"]
-    ranks = [*start, "--steps", "8", "--batch", "3", "--augment", "--seed", "4"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    jobs: dict[str, dict[str, Any]] = {
-        "killed": {"arguments": [*killed, "--out", str(folder / "killed")], "environment": {}, "kill": True}
-    }
-    for rank in ("0", "1"):
-        environment = {"RANK": rank, "LOCAL_RANK": rank, **shared}
-        arguments = [*ranks, "--out", str(folder / "two")]
-        jobs[f"rank{rank}"] = {"arguments": arguments, "environment": environment, "kill": False}
+    data = write_data(folder)
+    killed, ranks = {}, {}
+    jobs: dict[str, dict[str, Any]] = {}
+    for method, small in METHODS.items():
+        options = [word for option in small for word in ("--option", option)]
+        start = ["train", method, "--data", str(data), *RUN, *options]
+        killed[method] = [*start, "--steps", "14", "--deterministic"]
+        ranks[method] = [*start, "--steps", "8", "--batch", "3", "--augment", "--seed", "4"]
+        out = str(folder / f"{method}-killed")
+        jobs[f"{method}-killed"] = {
+            "arguments": [*killed[method], "--out", out],
+            "environment": {},
+            "kill": True,
+        }
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for rank in ("0", "1"):
+            environment = {"RANK": rank, "LOCAL_RANK": rank, **shared}
+            arguments = [*ranks[method], "--out", str(folder / f"{method}-two")]
+            jobs[f"{method}{rank}"] = {"arguments": arguments, "environment": environment, "kill": False}
     done = subprocess.run(
         [
             sys.executable,
@@ -188,18 +205,20 @@ def test_an_unknown_method_and_a_spoilt_subject(data: Path, tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
-def test_a_killed_run_resumes_to_the_same_curve(launched: Launched, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_run_resumes_to_the_same_curve(launched: Launched, tmp_path: Path, method: str) -> None:
     """SIGKILL in the 9th step: the checkpoint is of the 6th, two lines of the log are beyond it."""
-    out = launched.folder / "killed"
-    assert launched.codes["killed"] == -signal.SIGKILL, launched.told("killed", 2)
+    name = f"{method}-killed"
+    out, killed = launched.folder / name, launched.killed[method]
+    assert launched.codes[name] == -signal.SIGKILL, launched.told(name, 2)
     assert [record["step"] for record in read_log(out / "log.jsonl")] == list(range(1, 9))
     with (out / "log.jsonl").open("a") as file:
         file.write('{"step": 9, "lo')  # as a process that dies while it writes would leave it
     (out / ".last.123.tmp.pt").write_bytes(b"half")
     assert torch.load(out / "checkpoint.pt", weights_only=True)["state"]["step"] == 6
 
-    assert call(*launched.killed, "--out", out, "--resume").exit_code == 0
-    assert call(*launched.killed, "--out", tmp_path / "whole").exit_code == 0
+    assert call(*killed, "--out", out, "--resume").exit_code == 0
+    assert call(*killed, "--out", tmp_path / "whole").exit_code == 0
     assert curve(out) == curve(tmp_path / "whole")
     assert len(curve(out)) == 14
     scores, expected = (
@@ -212,13 +231,15 @@ def test_a_killed_run_resumes_to_the_same_curve(launched: Launched, tmp_path: Pa
     assert {path.name for path in out.iterdir()} == FILES
 
 
-def test_two_processes_train_as_one(launched: Launched, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_train_as_one(launched: Launched, tmp_path: Path, method: str) -> None:
     """With the environment that torchrun gives them; 3 pairs a step, so that the shares differ."""
-    assert [launched.codes[name] for name in ("rank0", "rank1")] == [0, 0], launched.told("rank0", 2)
-    assert "best.pt" in launched.told("rank0")
-    assert launched.told("rank1") == "", "only rank 0 speaks"
-    assert call(*launched.ranks, "--out", tmp_path / "one").exit_code == 0
-    folders = launched.folder / "two", tmp_path / "one"
+    ranks = [f"{method}{rank}" for rank in (0, 1)]
+    assert [launched.codes[name] for name in ranks] == [0, 0], launched.told(ranks[0], 2)
+    assert "best.pt" in launched.told(ranks[0])
+    assert launched.told(ranks[1]) == "", "only rank 0 speaks"
+    assert call(*launched.ranks[method], "--out", tmp_path / "one").exit_code == 0
+    folders = launched.folder / f"{method}-two", tmp_path / "one"
     for two, one in zip(*map(curve, folders), strict=True):
         assert two == pytest.approx(one, rel=1e-4)
     scores = (read_log(folder / "validation.jsonl") for folder in folders)

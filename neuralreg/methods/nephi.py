@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from neuralreg.errors import InputError
 from neuralreg.fields import GatedSiren
-from neuralreg.fit import Progress, Stop, minimise
+from neuralreg.fit import Progress, Step, Stop, minimise
 from neuralreg.methods.nephi_losses import draw_points, draw_sample, pair_losses
 from neuralreg.methods.nephi_options import ARCHITECTURE, PRESETS, Options
 from neuralreg.methods.nir import SLAB_POINTS, dense_displacement
@@ -259,26 +259,34 @@ def improve(
     """Minimises NePhi's loss on one pair over the field's codes, decoders or both; returns the history."""
     options = options.of_one_pair()
     shared = pair.on_fixed_grid()
-    shrunken = shared.shrink(options.scales[0])
     generator = torch.Generator().manual_seed(seed)
     device = pair.fixed.device
     codes = [code for code in (field.latent, field.volume) if code is not None]
     decoders = [*field.there.parameters(), *field.back.parameters()]
-    chosen = {"codes": codes, "decoders": decoders, "both": codes + decoders}[options.refined]
     for parameter in (*codes, *decoders):
         parameter.requires_grad_(False)
-    for parameter in chosen:
-        parameter.requires_grad_(True)
-    scale = torch.tensor(float(options.scales[0]), device=device)
+    groups = []
+    for name, parameters, lr in (
+        ("codes", codes, options.refine_code_lr),
+        ("decoders", decoders, options.refine_lr),
+    ):
+        if options.refined in (name, "both"):
+            groups.append({"params": [p.requires_grad_() for p in parameters], "lr": lr})
 
-    def step() -> dict[str, Tensor]:
-        sample = draw_sample(options, pair.grid, generator, device)
-        points = draw_points(options, pair.grid, generator, device)
-        return {**pair_losses(field.maps, shrunken, sample, points, options), "scale": scale}
+    def stage(options: Options) -> Step:
+        shrunken = shared.shrink(options.scales[0])
+        scale = torch.tensor(float(options.scales[0]), device=device)
+
+        def step() -> dict[str, Tensor]:
+            sample = draw_sample(options, pair.grid, generator, device)
+            points = draw_points(options, pair.grid, generator, device)
+            return {**pair_losses(field.maps, shrunken, sample, points, options), "scale": scale}
+
+        return step
 
     return minimise(
-        [step],
-        [{"params": chosen, "lr": options.refine_lr}],
+        [stage(options.stage(number / options.stages)) for number in range(options.stages)],
+        groups,
         iterations=iterations,
         final_lr=options.refine_final_lr,
         stop=Stop(seconds),
@@ -321,21 +329,28 @@ def with_at_most(options: Options, grid: tuple[int, ...], most: int) -> Options:
     Raises:
         InputError: a single patch is more than that.
     """
-    options = replace(options.of_one_pair(), refine_scale=0, refine_stride=0, refine_window=0)
     most //= 2
-    (scale,), (stride,) = options.scales, options.strides
-    patch = math.prod(min(options.patch_side, n) for n in shrunken_grid(grid, scale))
-    if options.sampler == "patches" and patch > most:
-        raise InputError(
-            f"the memory leaves room for {most} points an iteration and direction, a patch takes {patch}; allow more "
-            "memory, or lower patch_side"
-        )
-    wide = stride and math.prod(lattice_shape(shrunken_grid(grid, scale), stride)) > most
+    whole = options.of_one_pair()
+    strides, patches = [], [options.patches]
+    for stage in (whole.stage(number / whole.stages) for number in range(whole.stages)):
+        shrunken = shrunken_grid(grid, stage.scales[0])
+        patch = math.prod(min(options.patch_side, n) for n in shrunken)
+        if options.sampler == "patches" and patch > most:
+            raise InputError(
+                f"the memory leaves room for {most} points an iteration and direction, a patch takes {patch}; allow "
+                "more memory, or lower patch_side"
+            )
+        (stride,) = stage.strides
+        wide = stride and math.prod(lattice_shape(shrunken, stride)) > most
+        strides.append(0 if wide else stride)
+        patches.append(most // patch)
     return replace(
         options,
         max_points=max(1, min(options.max_points, most)),
-        strides=(0 if wide else stride,),
-        patches=max(1, min(options.patches, most // patch)),
+        refine_scales=whole.scales,
+        refine_strides=tuple(strides),
+        refine_windows=whole.windows,
+        patches=max(1, min(patches)),
     )
 
 

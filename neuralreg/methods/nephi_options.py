@@ -10,6 +10,7 @@ from neuralreg.networks.encoder import NORMS
 
 SAMPLERS = ("random", "patches", "lattice")
 REFINED = ("codes", "decoders", "both")
+STAGED = ("scales", "strides", "windows")
 ARCHITECTURE = (
     *("widths", "norm", "global_code", "local_code", "local_block", "head", "context"),
     *("frequencies", "sigma", "hidden", "first_omega", "omega"),
@@ -58,11 +59,12 @@ class Options:
     final_lr: float = 1.0  # factor that the rate falls to, linearly
     # How one pair is fitted: refinement behind a prediction, or an auto-decoder from nothing
     refined: str = "both"  # codes, decoders or both
-    refine_lr: float = 1e-3
+    refine_lr: float = 1e-3  # of the decoders
+    refine_code_lr: float = 1e-3
     refine_final_lr: float = 0.1
-    refine_scale: int = 0  # scale, stride and window of this; 0: as in the last stage of the training
-    refine_stride: int = 0
-    refine_window: int = 0
+    refine_scales: tuple[int, ...] = (-1,)  # stages of their own; -1: as in the last stage of the training
+    refine_strides: tuple[int, ...] = (-1,)
+    refine_windows: tuple[int, ...] = (-1,)
     iterations: int = 300  # without a prediction
 
     def __post_init__(self) -> None:
@@ -79,13 +81,10 @@ class Options:
         for name in ("max_points", "patches", "patch_side", "frequencies", "head", "iterations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in (
-            *("global_code", "local_code", "regulariser_weight", "prior_weight"),
-            *("refine_scale", "refine_stride", "refine_window"),
-        ):
+        for name in (*("global_code", "local_code", "regulariser_weight", "prior_weight"),):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be below 0, got {getattr(self, name)}")
-        for name in ("lr", "decoder_lr", "refine_lr", "omega", "first_omega", "sigma"):
+        for name in ("lr", "decoder_lr", "refine_lr", "refine_code_lr", "omega", "first_omega", "sigma"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("final_lr", "refine_final_lr"):
@@ -102,10 +101,11 @@ class Options:
         ):
             raise ValueError(f"regulariser_bounds must be low,high from 1, got {self.regulariser_bounds}")
         for name, least in (("scales", 1), ("strides", 0), ("windows", 1)):
-            if not getattr(self, name) or min(getattr(self, name)) < least:
-                raise ValueError(
-                    f"{name} must be one or more numbers of at least {least}, got {getattr(self, name)}"
-                )
+            for chosen, values in ((name, getattr(self, name)), (f"refine_{name}", self.refinement(name))):
+                if not values or min(values) < least:
+                    raise ValueError(
+                        f"{chosen} must be one or more numbers of at least {least}, got {getattr(self, chosen)}"
+                    )
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"widths must be one or more numbers of at least 1, got {self.widths}")
         if not 1 <= len(self.hidden) <= 8 or not all(1 <= width <= 256 for width in self.hidden):
@@ -123,28 +123,35 @@ class Options:
                 f"similarity {self.similarity} compares neighbours, which random points do not have: take "
                 "sampler=patches or lattice, or similarity=ncc, mse or l1"
             )
-        if self.sampler == "random" and max(*self.scales, self.refine_scale) > 1:
-            raise ValueError("scales and refine_scale belong to sampler patches or lattice")
+        if self.sampler == "random" and max(*self.scales, *self.refine_scales) > 1:
+            raise ValueError("scales and refine_scales belong to sampler patches or lattice")
         if self.regulariser == "diffusion" and self.derivative != "exact":
             raise ValueError(
                 "derivative differences belongs to regulariser inverse: diffusion has exact ones"
             )
 
+    def refinement(self, name: str) -> tuple[int, ...]:
+        """One of STAGED in the fit of one pair."""
+        last = getattr(self, name)[-1:]
+        return tuple(last[0] if value == -1 and last else value for value in getattr(self, f"refine_{name}"))
+
     def of_one_pair(self) -> Options:
-        """The same with scale, stride and window of the fit of one pair."""
-        return replace(
-            self,
-            scales=(self.refine_scale or self.scales[-1],),
-            strides=(self.refine_stride or self.strides[-1],),
-            windows=(self.refine_window or self.windows[-1],),
-        )
+        """The same with the stages of the fit of one pair."""
+        chosen: dict[str, Any] = {name: self.refinement(name) for name in STAGED}
+        return replace(self, **chosen)
+
+    @property
+    def stages(self) -> int:
+        """How many stages the training has."""
+        return max(len(getattr(self, name)) for name in STAGED)
 
     def stage(self, done: float) -> Options:
         """The same with the one scale, stride and window of the stage that is on after this share of the training."""
-        named = {name: getattr(self, name) for name in ("scales", "strides", "windows")}
-        count = max(len(values) for values in named.values())
-        now = min(int(done * count), count - 1)
-        one: dict[str, Any] = {name: (values[min(now, len(values) - 1)],) for name, values in named.items()}
+        now = min(int(done * self.stages), self.stages - 1)
+        one: dict[str, Any] = {}
+        for name in STAGED:
+            values = getattr(self, name)
+            one[name] = (values[min(now, len(values) - 1)],)
         return replace(self, **one)
 
 
@@ -166,8 +173,11 @@ _FAST = Options(
     lr=3e-4,
     decoder_lr=3e-4,
     final_lr=0.1,
-    refine_stride=2,
-    refine_window=5,
+    refine_lr=5e-4,
+    refine_code_lr=1e-2,
+    refine_scales=(2, 1),
+    refine_strides=(1, 2),
+    refine_windows=(3, 5),
 )
 
 PRESETS = {
