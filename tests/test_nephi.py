@@ -402,6 +402,8 @@ def test_fewer_points_where_memory_is_short() -> None:
         ("regulariser_bounds", "9,3", "regulariser_bounds"),
         ("scales", "2,1", "belong to sampler patches or lattice"),
         ("refine_scales", "2,1", "belong to sampler patches or lattice"),
+        ("refine_points", "-1", "refine_points must be at least 0"),
+        ("refine_weight", "-2", "refine_weight at least 0 or -1"),
         ("refine_windows", "0", "refine_windows must be one or more numbers of at least 1"),
         ("colour", "red", "has no option 'colour'"),
     ],
@@ -422,6 +424,12 @@ def test_stages_share_the_training_and_a_fit_of_one_pair_goes_on_with_the_last()
     assert (chosen.scales, chosen.strides, chosen.windows) == ((2, 1), (1,), (7,))
     assert chosen.of_one_pair() == chosen
     assert chosen.stages == 2
+    assert (chosen.regulariser_bounds, chosen.regulariser_weight) == (
+        options.regulariser_bounds,
+        options.regulariser_weight,
+    )
+    chosen = replace(options, refine_points=70, refine_weight=0.0).of_one_pair()
+    assert (chosen.regulariser_weight, regulariser_points(chosen, (24, 20))) == (0.0, 70)
     trainee = nephi.make_trainee(options, (24, 20), 2, 0)
     batch = batch_of((torch.rand(1, 1, 24, 20), torch.rand(1, 1, 24, 20)))
     similarity = []

@@ -65,6 +65,8 @@ class Options:
     refine_scales: tuple[int, ...] = (-1,)  # stages of their own; -1: as in the last stage of the training
     refine_strides: tuple[int, ...] = (-1,)
     refine_windows: tuple[int, ...] = (-1,)
+    refine_points: int = 0  # of the regulariser; 0: as in the training
+    refine_weight: float = -1.0  # of the regulariser; -1: as in the training
     iterations: int = 300  # without a prediction
 
     def __post_init__(self) -> None:
@@ -106,6 +108,11 @@ class Options:
                     raise ValueError(
                         f"{chosen} must be one or more numbers of at least {least}, got {getattr(self, chosen)}"
                     )
+        if self.refine_points < 0 or (self.refine_weight < 0 and self.refine_weight != -1):
+            raise ValueError(
+                f"refine_points must be at least 0, refine_weight at least 0 or -1, got {self.refine_points}, "
+                f"{self.refine_weight}"
+            )
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"widths must be one or more numbers of at least 1, got {self.widths}")
         if not 1 <= len(self.hidden) <= 8 or not all(1 <= width <= 256 for width in self.hidden):
@@ -136,8 +143,12 @@ class Options:
         return tuple(last[0] if value == -1 and last else value for value in getattr(self, f"refine_{name}"))
 
     def of_one_pair(self) -> Options:
-        """The same with the stages of the fit of one pair."""
+        """The same with the stages and the regulariser of the fit of one pair."""
         chosen: dict[str, Any] = {name: self.refinement(name) for name in STAGED}
+        if self.refine_points:
+            chosen["regulariser_bounds"] = (self.refine_points, self.refine_points)
+        if self.refine_weight != -1:
+            chosen["regulariser_weight"] = self.refine_weight
         return replace(self, **chosen)
 
     @property
@@ -178,6 +189,8 @@ _FAST = Options(
     refine_scales=(2, 1),
     refine_strides=(1, 2),
     refine_windows=(3, 5),
+    refine_points=1500,  # with 50 the noise of the draw costs more Dice than the points cost time
+    refine_weight=0.8,
 )
 
 PRESETS = {
