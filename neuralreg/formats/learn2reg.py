@@ -1,9 +1,9 @@
 """Learn2Reg's displacement: [X, Y, Z, 3] float32 in voxels, channel k along array axis k, over the fixed grid.
 
 Fixed voxel i belongs to moving voxel i + d(i): its evaluation samples ``map_coordinates(moving, identity + d)``. In
-NIfTI the array is plain 4-D with the fixed image's header; in .npz it is ``arr_0``. Neither holds the images' grids (the
-header of a submission is often the identity), so reading needs both images. The half resolution of older rounds is
-refused by its shape.
+NIfTI the array is plain 4-D with the fixed image's header; in .npz it is ``arr_0``. Neither holds the images' grids
+(the header of a submission is often the identity), so reading needs both images. The half resolution of older rounds
+is refused by its shape.
 """
 
 from __future__ import annotations

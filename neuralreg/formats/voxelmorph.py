@@ -1,8 +1,8 @@
 """VoxelMorph's warp as its torch script writes it: (3, X, Y, Z) float32 in voxels, channel k along array axis k.
 
 Fixed voxel i belongs to moving voxel i + d(i), as in Learn2Reg's files; only the order of the axes differs. In .npz the
-array is ``vol``; in NIfTI the header is the fixed image's. What the TensorFlow script writes, (X, Y, Z, 3), is read too.
-Reading needs both images.
+array is ``vol``; in NIfTI the header is the fixed image's. What the TensorFlow script writes, (X, Y, Z, 3), is read
+too. Reading needs both images.
 """
 
 from __future__ import annotations
