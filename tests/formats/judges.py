@@ -33,7 +33,6 @@ class Case:
     judge: Callable[[Path, Known], Judged]
     plant: Callable[[Path, int], None]
     options: dict[str, Any] = field(default_factory=dict)
-    read_options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

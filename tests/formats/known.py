@@ -19,7 +19,7 @@ IMAGE_ERROR, POINT_ERROR = 0.01, 0.12
 
 
 def shift(points: np.ndarray) -> np.ndarray:
-    return points + [3.0, -4.0, 5.0]
+    return points + np.array([3.0, -4.0, 5.0])
 
 
 def initial_affine() -> np.ndarray:
@@ -38,7 +38,7 @@ def bend(points: np.ndarray) -> np.ndarray:
         [np.sin(x[..., 1] + 0.3), 1.4 * np.cos(x[..., 2] - 0.5), -0.8 * np.sin(x[..., 0] + x[..., 1])], -1
     )
     matrix = initial_affine()
-    return (points + 2.5 * wave + [0.5, -1.5, 1.0]) @ matrix[:3, :3].T + matrix[:3, 3]
+    return (points + 2.5 * wave + np.array([0.5, -1.5, 1.0])) @ matrix[:3, :3].T + matrix[:3, 3]
 
 
 def undone(forward: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
