@@ -82,6 +82,20 @@ def fixed_point(
     return solved
 
 
+def linear_part(of: GridMap) -> Tensor:
+    """The linear map (ndim, ndim) that is nearest to v -> v + u(v), least squares over a few voxels of the grid.
+
+    An axis of one voxel, along which u says nothing, counts as it is.
+    """
+    axes = [
+        torch.linspace(0, n - 1, min(n, 8), dtype=torch.float64, device=of.device) for n in of.fixed.shape
+    ]
+    voxels = torch.stack([x.flatten() for x in torch.meshgrid(*axes, indexing="ij")])
+    moved = of.displacement_at(voxels).to(voxels)
+    voxels, moved = (x - x.mean(1, keepdim=True) for x in (voxels, moved))
+    return torch.eye(of.ndim).to(voxels) + moved @ torch.linalg.pinv(voxels)
+
+
 def inverse_consistency(
     forward: Transform, inverse: Transform, mask: Tensor | None = None
 ) -> dict[str, float]:

@@ -206,17 +206,20 @@ class GridMap(SpatialMap):
         """u (ndim, *any) in fixed voxels at fixed voxels (ndim, *any); beyond the grid that of its border."""
 
     def undisplaced(self, voxels: Tensor) -> Tensor:
-        """The v (ndim, *any) with v + u(v) = ``voxels`` (ndim, *any), good to a thousandth of a voxel."""
-        from neuralreg.inversion import fixed_point
+        """The v (ndim, *any) with v + u(v) = ``voxels`` (ndim, *any), good to a thousandth of a voxel.
+
+        The linear part of u, such as a rotation that a file holds in its displacements, is undone at once, and the
+        rest by iteration.
+        """
+        from neuralreg.inversion import fixed_point, linear_part
 
         start = voxels.flatten(1)
-        found = fixed_point(
-            lambda there, v: there - self.displacement_at(v).to(v),
-            start,
-            start,
-            iterations=100,
-            tolerance=1e-3,
-        )
+        undo = torch.linalg.inv(linear_part(self)).to(start)
+
+        def target(there: Tensor, v: Tensor) -> Tensor:
+            return v + undo @ (there - v - self.displacement_at(v).to(v))
+
+        found = fixed_point(target, start, start, iterations=100, tolerance=1e-3)
         return found.view_as(voxels)
 
     def inverted(self) -> SpatialMap:

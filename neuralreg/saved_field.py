@@ -68,6 +68,8 @@ def load_saved_field(path: str | os.PathLike[str]) -> SavedField:
     name = f"field {os.fspath(path)}"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise TypeError("no description")
         geometry = Geometry(tuple(content["fixed_shape"]), content["fixed_affine"].numpy())
         return SavedField(
             load_field(content["field"]), geometry, content["initial"].numpy(), content["method"]

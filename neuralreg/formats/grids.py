@@ -9,7 +9,7 @@ from torch import Tensor
 from neuralreg.errors import InputError
 from neuralreg.images import Geometry
 from neuralreg.reading import by
-from neuralreg.slabs import lattice, slabs
+from neuralreg.slabs import affine_at, lattice, slabs
 from neuralreg.transforms import Transform
 
 ITK_SHEAR_TOLERANCE = 1e-4
@@ -64,11 +64,12 @@ def from_voxel_displacement(values: np.ndarray, fixed: Geometry, moving: Geometr
         )
     if not np.isfinite(values.sum(dtype=np.float64)):
         raise InputError(f"{name} holds NaN or infinite displacements; it cannot be applied")
-    field = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
-    # A_moving (i + u) is initial A_fixed (i + u): u stays as it is
-    between = (
-        np.eye(fixed.ndim + 1)
-        if fixed.same_grid(moving, 1e-4)
-        else moving.affine @ np.linalg.inv(fixed.affine)
-    )
-    return Transform(field, fixed, moving, between)
+    field = torch.from_numpy(np.array(values, dtype=np.float32, order="C"))
+    if not fixed.same_grid(moving, 1e-4):
+        # the grids may be turned against each other; u is small where it is the displacement in the world
+        to_fixed = (np.linalg.inv(fixed.affine) @ moving.affine)[:-1]
+        identity = np.eye(fixed.ndim, fixed.ndim + 1)
+        for part in slabs(fixed.shape):
+            index = lattice(identity, fixed.shape, part, dtype=torch.float64)
+            field[:, part] = (affine_at(to_fixed, index + field[:, part]) - index).float()
+    return Transform(field, fixed, moving)
