@@ -15,12 +15,12 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import map_coordinates
 
 from neuralreg.images import Image
 from tests.formats.known import FLIP, Known
 from tests.geometry import itk_image, itk_transform
 
+map_coordinates = pytest.importorskip("scipy.ndimage", reason="the judge of voxel displacements").map_coordinates
 Judged = tuple[np.ndarray, np.ndarray]
 
 
