@@ -144,7 +144,9 @@ class SpatialMap(ABC):
     def _given(self, grid: Geometry | None) -> Geometry:
         grid = grid or self.grid
         if grid is None:
-            raise InputError("this transform has no grid of its own; give a reference image's grid")
+            raise InputError(
+                "this transform has no grid of its own; give a reference image (--reference), or its grid"
+            )
         return grid
 
     def inverse(self, moving: Geometry | None = None) -> Transform:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from neuralreg.cli.chain import FromFormat
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -29,12 +31,7 @@ def command(
         list[Path] | None,
         typer.Option(help="One of the transforms that is to be taken the other way; repeat."),
     ] = None,
-    from_: Annotated[
-        str | None,
-        typer.Option(
-            "--from", metavar="NAME", help="Format of the transform, where its content does not tell."
-        ),
-    ] = None,
+    from_: FromFormat = None,
     moving: Annotated[
         Path | None, typer.Option(help="The image or label map that is resampled.", rich_help_panel=_IMAGE)
     ] = None,

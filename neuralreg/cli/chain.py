@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from neuralreg.errors import InputError
 
 if TYPE_CHECKING:
     from neuralreg.images import Geometry
     from neuralreg.maps import SpatialMap
+
+FromFormat = Annotated[
+    str | None,
+    typer.Option("--from", metavar="NAME", help="Format of the transform, where its content does not tell."),
+]
 
 
 def load_chain(

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from neuralreg.cli.chain import FromFormat
+
 
 def command(
     transform: Annotated[
@@ -29,12 +31,7 @@ def command(
             metavar="NAME", help="Format of the result; an unknown one lists them (docs/transforms.md)."
         ),
     ] = None,
-    from_: Annotated[
-        str | None,
-        typer.Option(
-            "--from", metavar="NAME", help="Format of the transform, where its content does not tell."
-        ),
-    ] = None,
+    from_: FromFormat = None,
     invert: Annotated[bool, typer.Option("--invert", help="Write the inverse of the whole.")] = False,
     align_corners: Annotated[
         bool | None,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from neuralreg.errors import InputError
+from neuralreg.formats.npz import read_array
 from neuralreg.images import Geometry
-from neuralreg.reading import by
+from neuralreg.reading import by, open_nibabel, voxels_of
 from neuralreg.slabs import affine_at, lattice, slabs
 from neuralreg.transforms import Transform
+from neuralreg.writing import suffix_of
 
 ITK_SHEAR_TOLERANCE = 1e-4
+IN_VOXELS = "counts in voxels"
 
 
 def straight(transform: Transform) -> Transform:
@@ -42,6 +47,16 @@ def needed(grid: Geometry | None, what: str, name: str, counts: str) -> Geometry
             f"images of a pair may be on one grid)"
         )
     return grid
+
+
+def read_voxels(
+    path: Path, name: str, key: str, reference: Geometry | None, moving: Geometry | None
+) -> tuple[np.ndarray, Geometry, Geometry]:
+    """A NIfTI file's array, or the array ``key`` of an .npz, and both grids, which such a file does not hold."""
+    grids = needed(reference, "reference", name, IN_VOXELS), needed(moving, "moving", name, IN_VOXELS)
+    if suffix_of(path) == ".npz":
+        return read_array(path, name, key), *grids
+    return voxels_of(open_nibabel(path, name), name), *grids
 
 
 def voxel_displacement(transform: Transform, moving: Geometry) -> Tensor:

@@ -13,18 +13,22 @@ from pathlib import Path
 import numpy as np
 
 from neuralreg.errors import InputError
-from neuralreg.formats.grids import from_voxel_displacement, needed, voxel_displacement
-from neuralreg.formats.npz import read_array, write_npz
+from neuralreg.formats.grids import (
+    IN_VOXELS,
+    from_voxel_displacement,
+    needed,
+    read_voxels,
+    voxel_displacement,
+)
+from neuralreg.formats.npz import write_npz
 from neuralreg.images import Geometry
-from neuralreg.reading import by, open_nibabel, voxels_of
+from neuralreg.reading import by
 from neuralreg.transforms import Transform
 from neuralreg.writing import save_nifti, suffix_of
 
-COUNTS = "counts in voxels"
-
 
 def write(path: Path, transform: Transform, moving: Geometry | None) -> None:
-    moving = needed(moving, "moving", f"transform {path}", COUNTS)
+    moving = needed(moving, "moving", f"transform {path}", IN_VOXELS)
     values = np.moveaxis(voxel_displacement(transform, moving).cpu().numpy(), 0, -1)
     if suffix_of(path) == ".npz":
         write_npz(path, arr_0=np.ascontiguousarray(values))
@@ -33,12 +37,7 @@ def write(path: Path, transform: Transform, moving: Geometry | None) -> None:
 
 
 def read(path: Path, name: str, reference: Geometry | None, moving: Geometry | None) -> Transform:
-    reference = needed(reference, "reference", name, COUNTS)
-    moving = needed(moving, "moving", name, COUNTS)
-    if suffix_of(path) == ".npz":
-        values = read_array(path, name, "arr_0")
-    else:
-        values = voxels_of(open_nibabel(path, name), name)
+    values, reference, moving = read_voxels(path, name, "arr_0", reference, moving)
     ndim = reference.ndim
     if ndim == 2 and values.ndim == 4 and values.shape[2] == 1:
         values = values[:, :, 0]

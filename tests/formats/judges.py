@@ -20,7 +20,9 @@ from neuralreg.images import Image
 from tests.formats.known import FLIP, Known
 from tests.geometry import itk_image, itk_transform
 
-map_coordinates = pytest.importorskip("scipy.ndimage", reason="the judge of voxel displacements").map_coordinates
+map_coordinates = pytest.importorskip(
+    "scipy.ndimage", reason="the judge of voxel displacements"
+).map_coordinates
 Judged = tuple[np.ndarray, np.ndarray]
 
 

@@ -11,7 +11,7 @@ import torch
 
 from neuralreg.images import Geometry, Image
 from neuralreg.transforms import Transform
-from tests.geometry import CENTRE, GRIDS, image_on, pattern, rotation, world_of
+from tests.geometry import CENTRE, GRIDS, image_on, initial_affine, pattern, world_of
 
 FLIP = np.array([-1.0, -1.0, 1.0])
 # Mean error of a linearly interpolated pattern, in its units; largest of a linearly interpolated warp, in millimetres.
@@ -20,15 +20,6 @@ IMAGE_ERROR, POINT_ERROR = 0.01, 0.12
 
 def shift(points: np.ndarray) -> np.ndarray:
     return points + np.array([3.0, -4.0, 5.0])
-
-
-def initial_affine() -> np.ndarray:
-    """A rotation, a scale and a shift about CENTRE, RAS."""
-    linear = rotation(0.1, -0.15, 0.2) @ np.diag([1.05, 0.95, 1.1])
-    matrix = np.eye(4)
-    matrix[:3, :3] = linear
-    matrix[:3, 3] = np.array(CENTRE) - linear @ np.array(CENTRE) + [2.0, -1.5, 3.0]
-    return matrix
 
 
 def bend(points: np.ndarray) -> np.ndarray:

@@ -15,7 +15,8 @@ from neuralreg.images import read_image, write_image
 from neuralreg.registration import register
 from neuralreg.saved_field import load_saved_field
 from neuralreg.transforms import Affine, Transform, compose, load_transform
-from tests.formats.known import FLIP, IMAGE_ERROR, POINT_ERROR, Known, initial_affine, known
+from tests.formats.known import FLIP, IMAGE_ERROR, POINT_ERROR, Known, known
+from tests.geometry import initial_affine
 from tests.small import call
 
 PAIR = "left-handed"

@@ -10,8 +10,8 @@ import pytest
 
 from neuralreg.images import Image, write_image
 from neuralreg.transforms import Affine, SpatialMap, compose, load_transform
-from tests.formats.known import FLIP, IMAGE_ERROR, POINT_ERROR, Known, initial_affine, known
-from tests.geometry import GRIDS, world_of
+from tests.formats.known import FLIP, IMAGE_ERROR, POINT_ERROR, Known, known
+from tests.geometry import GRIDS, initial_affine, world_of
 
 both_ways = pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 on_every_grid = pytest.mark.parametrize("name", GRIDS)

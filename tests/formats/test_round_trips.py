@@ -14,8 +14,8 @@ from neuralreg.errors import InputError
 from neuralreg.images import Geometry, Image
 from neuralreg.transforms import Affine, SpatialMap, Transform, load_transform
 from tests.formats.judges import CASES, Case, Judged
-from tests.formats.known import FLIP, IMAGE_ERROR, POINT_ERROR, Known, initial_affine, known
-from tests.geometry import CENTRE, GRIDS, smooth_displacement
+from tests.formats.known import FLIP, IMAGE_ERROR, POINT_ERROR, Known, known
+from tests.geometry import CENTRE, GRIDS, initial_affine, smooth_displacement
 
 each_format = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
