@@ -30,7 +30,7 @@ CPP = $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 	test -x .venv/bin/python || $(PYTHON3) -m venv .venv
 	.venv/bin/python -m pip install -q --upgrade pip "setuptools>=77" wheel "pybind11>=2.12"
 	.venv/bin/python -m pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
-	.venv/bin/python -m pip install -q --no-build-isolation -e ".[demo,report,itk,dev]"
+	.venv/bin/python -m pip install -q --no-build-isolation -e ".[demo,report,itk,x5,dev]"
 	touch .venv/ready
 
 # The build itself knows what has changed: with nothing to do it takes a second.

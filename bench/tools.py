@@ -61,7 +61,7 @@ class Tool:
         if self.kind == "identity":
             zero = torch.zeros(task.fixed_grid.ndim, *task.fixed_grid.shape)
             return Transform(zero, task.fixed_grid, task.moving_grid, task.initial)
-        found = load_transform(task.result)
+        found = load_transform(task.result).dense()
         if self.kind == "greedy":  # its warp ends where the start begins
             return Transform(found.displacement, found.fixed, task.moving_grid, task.initial)
         return found

@@ -14,11 +14,17 @@ _EXPORTS = {
     "Registration": "neuralreg.registration",
     "load_transform": "neuralreg.transforms",
     "Transform": "neuralreg.transforms",
+    "Affine": "neuralreg.transforms",
+    "SpatialMap": "neuralreg.transforms",
+    "compose": "neuralreg.transforms",
     "Image": "neuralreg.images",
     "InputError": "neuralreg.errors",
     "NeuralregError": "neuralreg.errors",
 }
-__all__ = ["Image", "InputError", "NeuralregError", "Registration", "Transform", "load_transform", "register"]
+__all__ = [
+    "Affine", "Image", "InputError", "NeuralregError", "Registration", "SpatialMap", "Transform", "compose",
+    "load_transform", "register",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

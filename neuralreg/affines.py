@@ -44,23 +44,23 @@ def read_affine(path: str | os.PathLike[str], role: str = "initial transform") -
     try:
         text = path.read_text()
     except (UnicodeDecodeError, OSError):  # binary: .mat, .h5
-        return _checked(_through_simpleitk(path, name), name)
+        return checked_affine(_through_simpleitk(path, name), name)
     lps = _itk_text(text, path, name) if text.lstrip().startswith(ITK_HEADER) else _plain_matrix(text, name)
-    return _checked(lps, name)
+    return checked_affine(lps, name)
 
 
-def _checked(lps: np.ndarray, name: str) -> np.ndarray:
-    """RAS from LPS, once it is known to be an invertible affine."""
-    if not np.isfinite(lps).all():
+def checked_affine(matrix: np.ndarray, name: str, lps: bool = True) -> np.ndarray:
+    """RAS from a matrix in LPS (or in RAS), once it is known to be an invertible affine; InputError otherwise."""
+    if not np.isfinite(matrix).all():
         raise InputError(f"{name} holds NaN or infinite numbers; give an invertible affine")
-    linear = lps[:-1, :-1]
+    linear = matrix[:-1, :-1]
     scale = np.linalg.norm(linear)
     if scale == 0 or abs(np.linalg.det(linear / scale)) < 1e-9:
         raise InputError(
             f"{name} is singular, determinant {np.linalg.det(linear):.3g}; give an invertible affine"
         )
     flip = lps_flip(len(linear))
-    return flip @ lps @ flip
+    return flip @ matrix @ flip if lps else np.array(matrix, dtype=np.float64)
 
 
 def _plain_matrix(text: str, name: str) -> np.ndarray:
@@ -191,6 +191,11 @@ def _through_simpleitk(path: Path, name: str, kind: str = "") -> np.ndarray:
         raise InputError(f"{name} cannot be read as an ITK transform ({why})") from error
     if not transform.IsLinear():
         raise InputError(f"{name} is not linear; give an affine")
+    return affine_of(transform)
+
+
+def affine_of(transform: Any) -> np.ndarray:
+    """The LPS matrix of a linear SimpleITK transform, from where it takes the origin and the unit vectors."""
     d = transform.GetDimension()
     origin = np.array(transform.TransformPoint([0.0] * d))
     matrix = np.eye(d + 1)

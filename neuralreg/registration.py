@@ -16,6 +16,7 @@ import torch
 from neuralreg.composition import behind, read_prior, seen_through
 from neuralreg.errors import InputError
 from neuralreg.fit import Progress
+from neuralreg.formats import read
 from neuralreg.images import (
     Image,
     check_pair,
@@ -30,7 +31,7 @@ from neuralreg.memory import MB, most_points, peak_bytes
 from neuralreg.metrics import folds_percent, sdlogj
 from neuralreg.options import resolve
 from neuralreg.pair import Pair
-from neuralreg.transforms import Transform, center_alignment, inverse_consistency, read_affine
+from neuralreg.transforms import Affine, SpatialMap, Transform, center_alignment, inverse_consistency
 from neuralreg.writing import atomic_path
 
 METHODS = {
@@ -99,7 +100,7 @@ def register(
     moving_mask: Any = None,
     initial_transform: Any = None,
     center: bool = False,
-    prior: str | os.PathLike[str] | Transform | None = None,
+    prior: str | os.PathLike[str] | SpatialMap | None = None,
     window: tuple[float, float] | None = None,
     quantiles: tuple[float, float] | None = None,
     nan_to: float | None = None,
@@ -126,8 +127,8 @@ def register(
         refine: steps that a prediction is refined by; default 0.
         fixed_mask, moving_mask: images on the grid of their image; windows centred outside are left out of the
             similarity.
-        initial_transform: affine from fixed to moving physical points: a path (ITK .tfm or .txt, .mat, 4x4 text; LPS)
-            or a 4x4 array in RAS world coordinates.
+        initial_transform: from fixed to moving physical points: a file of any format that `load_transform` reads, such
+            a transform, or a 4x4 array in RAS world coordinates. What is more than an affine becomes the prior.
         center: without an initial transform, align the centres of mass first.
         prior: a transform, or its file, that comes behind the new map: the moving image is read through it on the fixed
             grid, and that image is registered. The result is both, one behind the other.
@@ -181,8 +182,11 @@ def register(
             raise InputError(
                 "prior is where the registration starts: give no initial_transform or center beside it"
             )
-        start = None if prior is None else read_prior(prior, fixed_image.ndim)
-        initial, initial_name = find_initial(initial_transform, center, fixed_image, moving_image)
+        initial, initial_name, start = find_initial(initial_transform, center, fixed_image, moving_image)
+        if prior is not None:
+            start = read_prior(prior, fixed_image.ndim)
+        elif start is not None:
+            prior = initial_name
         scaling: dict[str, Any] = {}
         scaled = []
         for name, image, mask in zip(("fixed", "moving"), (fixed_image, moving_image), masks, strict=True):
@@ -328,24 +332,32 @@ def pick_device(device: str) -> torch.device:
     return target
 
 
-def find_initial(source: Any, center: bool, fixed: Image, moving: Image) -> tuple[np.ndarray, str]:
-    """The affine that stands before the field, RAS world, and where it came from."""
+def find_initial(
+    source: Any, center: bool, fixed: Image, moving: Image
+) -> tuple[np.ndarray, str, SpatialMap | None]:
+    """The affine that stands before the field, RAS world, where it came from, and what comes behind the field.
+
+    An initial transform that is more than an affine is such: a prior, with no affine before the field.
+    """
     ndim = fixed.ndim
     if source is None:
         if center:
-            return center_alignment(fixed, moving), "centre alignment"
-        return np.eye(ndim + 1), "identity"
+            return center_alignment(fixed, moving), "centre alignment", None
+        return np.eye(ndim + 1), "identity", None
+    name = "given"
     if isinstance(source, (str, os.PathLike)):
-        matrix, name = read_affine(source), str(source)
-    else:
-        matrix, name = np.asarray(source, dtype=np.float64), "given"
+        name = str(source)
+        source = read(source, None, fixed.geometry, moving.geometry, role="initial transform")
+    if isinstance(source, SpatialMap) and not isinstance(source, Affine):
+        return np.eye(ndim + 1), name, read_prior(source, ndim)
+    matrix = source.matrix if isinstance(source, Affine) else np.asarray(source, dtype=np.float64)
     if matrix.shape != (ndim + 1, ndim + 1):
         raise InputError(
             f"initial transform {name}: needs a {ndim + 1}x{ndim + 1} matrix, got {matrix.shape}"
         )
     if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:ndim, :ndim])) < 1e-8:
         raise InputError(f"initial transform {name} is singular: it maps the volume onto a plane or less")
-    return matrix, name
+    return matrix, name, None
 
 
 def voxel_affine(fixed: Image, moving: Image, initial: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ import os
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,18 +14,21 @@ from torch import Tensor
 from neuralreg.errors import InputError
 from neuralreg.fields import load_field
 from neuralreg.images import Geometry
-from neuralreg.reading import lps_flip
-from neuralreg.transforms import Transform
+from neuralreg.maps import GridMap
+from neuralreg.slabs import affine_at
+from neuralreg.two_way import TwoWayField
 
 POINTS_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
-class SavedField:
-    """``field(x)`` is a displacement in coordinates of [-1, 1] over the ``fixed`` grid; ``initial`` follows it.
+class SavedField(GridMap):
+    """A transform that is asked the network itself, at any points and on any grid.
+
+    ``field(x)`` is a displacement in coordinates of [-1, 1] over the ``fixed`` grid; ``initial`` follows it.
 
     ``initial`` (ndim+1, ndim+1) is an affine in RAS world millimetres. Beyond the fixed grid the displacement is that
-    of the nearest point of the grid.
+    of the nearest point of the grid. A field of two maps is inverted by its own backward map.
     """
 
     field: Callable[[Tensor], Tensor]
@@ -35,44 +37,26 @@ class SavedField:
     method: str = ""
 
     def displacement_at(self, voxels: Tensor) -> Tensor:
-        """Displacement (n, ndim) in fixed voxels, float32, at fixed voxel coordinates (n, ndim)."""
+        return self._asked(self.field, voxels)
+
+    def _asked(self, field: Callable[[Tensor], Tensor], voxels: Tensor) -> Tensor:
+        """What a field says at voxels (ndim, *any), in voxels; beyond the grid what it says at the border."""
         half = (torch.tensor(self.fixed.shape, dtype=torch.float64) - 1) / 2
-        x = torch.where(half > 0, voxels.double() / half.clamp(min=0.5) - 1, 0.0).clamp(-1, 1).float()
+        x = voxels.double().flatten(1).T
+        x = torch.where(half > 0, x / half.clamp(min=0.5) - 1, 0.0).clamp(-1, 1).float()
         with torch.no_grad():
-            values = torch.cat([self.field(part) for part in x.split(POINTS_AT_ONCE)]) if len(x) else x
-        return values * half.float()
+            values = torch.cat([field(part) for part in x.split(POINTS_AT_ONCE)]) if len(x) else x
+        return (values * half.float()).T.reshape(voxels.shape)
 
-    def transform_points(self, points: Any, space: str = "LPS") -> np.ndarray:
-        """Maps points (n, ndim) in millimetres from fixed to moving space; ``space`` ("LPS" or "RAS") of both."""
-        if space not in ("LPS", "RAS"):
-            raise InputError(f"unknown space '{space}' of points; use LPS or RAS")
-        ndim = self.fixed.ndim
-        points = np.asarray(points, dtype=np.float64).reshape(-1, ndim)
-        sign = np.diag(lps_flip(ndim))[:-1] if space == "LPS" else np.ones(ndim)
-        voxels = torch.from_numpy(self.fixed.world_to_voxel(points * sign))
-        moved = (voxels + self.displacement_at(voxels)).numpy()
-        whole = self.initial @ self.fixed.affine
-        return (moved @ whole[:-1, :-1].T + whole[:-1, -1]) * sign
+    def moved(self, points: Tensor) -> Tensor:
+        voxels = affine_at(np.linalg.inv(self.fixed.affine)[:-1], points)
+        there = voxels + self.displacement_at(voxels).to(voxels)
+        return affine_at((self.initial @ self.fixed.affine)[:-1], there)
 
-    def transform(self, grid: Geometry | None = None) -> Transform:
-        """The map as a dense transform on a grid, by default the fixed one."""
-        grid = grid or self.fixed
-        ndim = self.fixed.ndim
-        if grid.ndim != ndim:
-            raise InputError(
-                f"the field is {ndim}-D, the grid {grid.ndim}-D; give a grid of the field's dimension"
-            )
-        to_fixed = np.linalg.inv(self.fixed.affine) @ grid.affine
-        back = torch.from_numpy(np.linalg.inv(to_fixed)[:-1, :-1]).float()
-        linear, shift = torch.from_numpy(to_fixed[:-1, :-1]), torch.from_numpy(to_fixed[:-1, -1])
-        out = torch.empty(ndim, *grid.shape)
-        rest = torch.cartesian_prod(*[torch.arange(n, dtype=torch.float64) for n in grid.shape[1:]])
-        rest = rest.view(-1, ndim - 1)
-        for plane in range(grid.shape[0]):
-            index = torch.cat([torch.full((len(rest), 1), float(plane), dtype=torch.float64), rest], 1)
-            u = self.displacement_at(index @ linear.T + shift)
-            out[:, plane] = (u @ back.T).T.reshape(ndim, *grid.shape[1:])
-        return Transform(out, grid, None, self.initial)
+    def undisplaced(self, voxels: Tensor) -> Tensor:
+        if isinstance(self.field, TwoWayField):
+            return voxels + self._asked(self.field.inverse, voxels).to(voxels)
+        return super().undisplaced(voxels)
 
 
 def load_saved_field(path: str | os.PathLike[str]) -> SavedField:
@@ -84,6 +68,8 @@ def load_saved_field(path: str | os.PathLike[str]) -> SavedField:
     name = f"field {os.fspath(path)}"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise TypeError("no description")
         geometry = Geometry(tuple(content["fixed_shape"]), content["fixed_affine"].numpy())
         return SavedField(
             load_field(content["field"]), geometry, content["initial"].numpy(), content["method"]

@@ -45,6 +45,15 @@ GRIDS = {
 }
 
 
+def initial_affine() -> np.ndarray:
+    """A rotation, a scale and a shift about CENTRE, RAS."""
+    linear = rotation(0.1, -0.15, 0.2) @ np.diag([1.05, 0.95, 1.1])
+    matrix = np.eye(4)
+    matrix[:3, :3] = linear
+    matrix[:3, 3] = np.array(CENTRE) - linear @ np.array(CENTRE) + [2.0, -1.5, 3.0]
+    return matrix
+
+
 def world_of(geometry: Geometry) -> np.ndarray:
     """RAS positions (*sp, ndim) of all voxels."""
     index = np.stack(np.meshgrid(*[np.arange(n) for n in geometry.shape], indexing="ij"), -1)

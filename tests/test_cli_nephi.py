@@ -14,7 +14,7 @@ import torch
 import neuralreg
 from neuralreg.errors import InputError
 from neuralreg.saved_field import load_saved_field
-from neuralreg.transforms import load_transform
+from neuralreg.transforms import SpatialMap, Transform, load_transform
 from tests.small import SHAPE, blobs, call, save
 
 TINY = {
@@ -55,6 +55,11 @@ def register(folder: Path, *more: Any) -> list[Any]:
     return ["register", *pair, "--method", "nephi", "--quiet", *more]
 
 
+def inverse_by_iteration(forward: SpatialMap) -> Transform:
+    assert isinstance(forward, Transform)
+    return forward.inverse(forward.fixed)
+
+
 def test_weights_predict_both_maps_and_the_field_loads_again(trained: Path, tmp_path: Path) -> None:
     names = {n: tmp_path / n for n in ("t.nii.gz", "i.nii.gz", "f.pt", "s.json")}
     flags = zip(("--transform-out", "--inverse-out", "--field-out", "--summary"), names.values(), strict=True)
@@ -70,9 +75,13 @@ def test_weights_predict_both_maps_and_the_field_loads_again(trained: Path, tmp_
     assert inverse.fixed.shape == SHAPE
     field = load_saved_field(names["f.pt"])
     # files round vectors to a 4096th of a voxel
-    torch.testing.assert_close(field.transform().displacement, forward.displacement, rtol=0, atol=1e-3)
+    torch.testing.assert_close(field.dense().displacement, forward.displacement, rtol=0, atol=1e-3)
     points = np.array([[3.3, 4.1, 5.2]])
     assert np.abs(field.transform_points(points) - points).max() > 0
+    # the file holds the backward map, too: its inverse is that map and not an iteration
+    backward = field.inverted().dense(inverse.fixed).displacement
+    torch.testing.assert_close(backward, inverse.displacement, rtol=0, atol=2e-3)
+    assert (backward - inverse_by_iteration(forward).displacement).abs().max() > 1e-2
 
 
 def test_a_prediction_is_the_trainees_and_the_inverse_its_own(trained: Path) -> None:

@@ -41,11 +41,11 @@ def found(tmp_path_factory):
 
 def test_on_its_own_grid_it_is_the_transform(found):
     result, path = found
-    loaded = load_saved_field(path).transform()
+    loaded = load_saved_field(path).dense()
     assert result.transform.displacement.abs().max() > 0.3
     torch.testing.assert_close(loaded.displacement, result.transform.displacement, rtol=0, atol=1e-4)
     np.testing.assert_allclose(loaded.initial, SHIFT)
-    torch.testing.assert_close(load_transform(path).displacement, loaded.displacement)
+    torch.testing.assert_close(load_transform(path).dense().displacement, loaded.displacement)
 
 
 @pytest.mark.parametrize("space", ["LPS", "RAS"])
@@ -64,14 +64,14 @@ def test_on_another_grid_it_is_the_same_map(found):
     saved = load_saved_field(path)
     turned = np.array([[0, 0.5, 0, -10.0], [0.7, 0, 0, 0.0], [0, 0, -0.9, 12.0], [0, 0, 0, 1]])
     grid = Geometry((9, 11, 8), turned)
-    dense = saved.transform(grid)
+    dense = saved.dense(grid)
     index = np.array([[0, 0, 0], [8, 10, 7], [3, 5, 2]])
     points = index @ turned[:3, :3].T + turned[:3, 3]
     np.testing.assert_allclose(
         dense.transform_points(points, "RAS"), saved.transform_points(points, "RAS"), atol=1e-3
     )
     with pytest.raises(InputError, match="2-D"):
-        saved.transform(Geometry((4, 4), np.eye(3)))
+        saved.dense(Geometry((4, 4), np.eye(3)))
     assert saved.transform_points(np.zeros((0, 3))).shape == (0, 3)
 
 

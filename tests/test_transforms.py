@@ -16,24 +16,15 @@ from tests.geometry import (
     GRIDS,
     grid,
     image_on,
+    initial_affine,
     itk_image,
     itk_transform,
     pattern,
-    rotation,
     smooth_displacement,
     world_of,
 )
 
 FLIP = np.array([-1.0, -1.0, 1.0])
-
-
-def initial_affine() -> np.ndarray:
-    """A rotation, a scale and a shift about CENTRE, RAS."""
-    linear = rotation(0.1, -0.15, 0.2) @ np.diag([1.05, 0.95, 1.1])
-    matrix = np.eye(4)
-    matrix[:3, :3] = linear
-    matrix[:3, 3] = np.array(CENTRE) - linear @ np.array(CENTRE) + [2.0, -1.5, 3.0]
-    return matrix
 
 
 def mean_error(warped: Image, expected: np.ndarray) -> float:

@@ -60,7 +60,7 @@ def command(
     wanted = _parse_labels(labels) if labels is not None else None
     if labels_json is not None:
         wanted = _read_labels_json(labels_json)
-    loaded = None if transform is None else load_transform(transform)
+    loaded = None if transform is None else load_transform(transform).dense()
     result: dict[str, Any] = {}
     if fixed_labels is not None:
         result |= _overlap(fixed_labels, moving_labels, warped_labels, loaded, wanted)
@@ -157,13 +157,13 @@ def _overlap(
 
     from neuralreg.images import check_same_grid, read_labels
     from neuralreg.metrics import dice, mean_dice
-    from neuralreg.transforms import Transform
+    from neuralreg.transforms import Affine
 
     target = read_labels(fixed, role="fixed labels")
     scores = {}
     if moving is not None:
         source = read_labels(moving, role="moving labels")
-        identity = Transform.from_affine(np.eye(target.ndim + 1))
+        identity = Affine(np.eye(target.ndim + 1))
         same = source.geometry.same_grid(target.geometry)
         still = source if same else identity.warp(source, target.geometry, "nearest")
         scores["dice_before"] = dice(target, still, wanted)

@@ -60,7 +60,7 @@ def command(
     initial_transform: Annotated[
         Path | None,
         typer.Option(
-            help="Affine start: ITK .tfm, .txt, .mat, .h5 or a 4x4 matrix as text (LPS mm, fixed to moving).",
+            help="Where to start, fixed to moving: a transform file of any kind that neuralreg convert reads.",
             rich_help_panel=_INPUTS,
         ),
     ] = None,
@@ -157,13 +157,16 @@ def command(
     transform_out: Annotated[
         Path | None,
         typer.Option(
-            help="Transform, fixed to moving points: ITK displacement field (.nii.gz, LPS mm).",
+            help="Transform, fixed to moving points: ITK displacement field (.nii.gz, LPS mm), ITK composite (.h5), "
+            "or what else neuralreg convert knows by its suffix.",
             rich_help_panel=_OUTPUTS,
         ),
     ] = None,
     inverse_out: Annotated[
         Path | None,
-        typer.Option(help="Its inverse, on the moving grid, in the same format.", rich_help_panel=_OUTPUTS),
+        typer.Option(
+            help="Its inverse, on the moving grid, the format by its suffix too.", rich_help_panel=_OUTPUTS
+        ),
     ] = None,
     warped_out: Annotated[
         Path | None, typer.Option(help="Moving image on the fixed grid (.nii.gz).", rich_help_panel=_OUTPUTS)
@@ -184,11 +187,13 @@ def command(
     ] = False,
 ) -> None:
     """Register a moving image to a fixed image."""
+    from neuralreg.formats import FIELD_SUFFIXES
+
     outputs = [
         Output(flag, path, suffixes, write)
         for flag, path, suffixes, write in (
-            ("--transform-out", transform_out, NIFTI, _write_transform),
-            ("--inverse-out", inverse_out, NIFTI, _write_inverse),
+            ("--transform-out", transform_out, FIELD_SUFFIXES, _write_transform),
+            ("--inverse-out", inverse_out, FIELD_SUFFIXES, _write_inverse),
             ("--warped-out", warped_out, NIFTI, _write_warped),
             ("--field-out", field_out, (".pt",), _write_field),
             ("--figure-out", figure_out, (".png",), _write_figure),
@@ -280,12 +285,15 @@ def check_outputs(outputs: list[Output], inputs: list[Path | None]) -> None:
             "nothing to write: give at least one of --transform-out, --inverse-out, --warped-out, "
             "--field-out, --figure-out, --summary"
         )
+    from neuralreg.formats import for_writing
     from neuralreg.images import check_writable
 
     read = {os.path.realpath(path) for path in inputs if path is not None}
     seen: dict[str, str] = {}
     for output in outputs:
         check_writable(output.path, suffixes=output.suffixes, role=output.flag)
+        if output.flag in ("--transform-out", "--inverse-out"):
+            for_writing(output.path, role=output.flag)
         real = os.path.realpath(output.path)
         if real in read:
             raise InputError(f"{output.flag}: {output.path} is also an input and would be overwritten")
