@@ -1,4 +1,4 @@
-"""What a run leaves behind: its files, all of them or none, and its numbers in words."""
+"""What a registration leaves behind: its files, all of them or none, and its numbers in words."""
 
 from __future__ import annotations
 
@@ -27,9 +27,37 @@ def write_together(files: Mapping[Path, Callable[[Path], None]]) -> None:
             write(temporary[path])
 
 
+def write_transform(registration: Registration, path: Path) -> None:
+    registration.transform.save(path)
+
+
+def write_inverse(registration: Registration, path: Path) -> None:
+    registration.inverse.save(path)
+
+
+def write_warped(registration: Registration, path: Path) -> None:
+    from neuralreg.images import write_image
+
+    write_image(path, registration.warped.data, registration.warped.affine)
+
+
+def write_field(registration: Registration, path: Path) -> None:
+    registration.save_field(path)
+
+
+def write_figure(registration: Registration, path: Path) -> None:
+    from neuralreg.figure import registration_figure
+
+    registration_figure(registration, path)
+
+
+def write_summary(registration: Registration, path: Path) -> None:
+    write_json(path, registration.summary)
+
+
 def json_text(content: Mapping[str, Any]) -> str:
     """Indented JSON; numbers that JSON does not know (NaN, infinity) become null."""
-    return json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
+    return json.dumps(finite(content), indent=2, allow_nan=False) + "\n"
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
@@ -37,11 +65,12 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
     Path(path).write_text(json_text(content), encoding="utf-8")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with None for every number that JSON does not know, and text as the keys of mappings."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from neuralreg.transforms import Transform
 
 
 def command(
@@ -49,6 +46,7 @@ def command(
 ) -> None:
     """Dice per label, distances between landmarks (TRE), folds and smoothness of a registration."""
     from neuralreg.errors import InputError
+    from neuralreg.evaluation import distances, overlap, smoothness
     from neuralreg.images import atomic_path, check_writable
     from neuralreg.transforms import load_transform
 
@@ -57,17 +55,17 @@ def command(
         raise InputError("--labels and --labels-json both name the labels that count; give one of them")
     if out is not None:
         check_writable(out, suffixes=(".json",), role="--out")
-    wanted = _parse_labels(labels) if labels is not None else None
+    wanted = parse_labels(labels) if labels is not None else None
     if labels_json is not None:
-        wanted = _read_labels_json(labels_json)
+        wanted = read_labels_json(labels_json)
     loaded = None if transform is None else load_transform(transform)
     result: dict[str, Any] = {}
     if fixed_labels is not None:
-        result |= _overlap(fixed_labels, moving_labels, warped_labels, loaded, wanted)
+        result |= overlap(fixed_labels, moving_labels, warped_labels, loaded, wanted)
     if landmarks is not None:
-        result |= _distances(landmarks, landmarks_space, loaded)
+        result |= distances(landmarks, landmarks_space, loaded)
     if loaded is not None:
-        result |= _smoothness(loaded, mask)
+        result |= smoothness(loaded, mask)
     result["inputs"] = {
         name: str(path)
         for name, path in {
@@ -119,7 +117,7 @@ def _check_arguments(
         )
 
 
-def _parse_labels(text: str) -> list[int]:
+def parse_labels(text: str) -> list[int]:
     from neuralreg.errors import InputError
 
     try:
@@ -128,7 +126,7 @@ def _parse_labels(text: str) -> list[int]:
         raise InputError(f"--labels: '{text}' is no list of integers; give them as 2,3,4") from None
 
 
-def _read_labels_json(path: Path) -> list[int]:
+def read_labels_json(path: Path) -> list[int]:
     """A list of integers, or the only list of integers among an object's values."""
     import json
 
@@ -143,67 +141,6 @@ def _read_labels_json(path: Path) -> list[int]:
     if len(lists) != 1:
         raise InputError(f"--labels-json: {path} must hold one list of integers, or an object with one in it")
     return lists[0]
-
-
-def _overlap(
-    fixed: Path,
-    moving: Path | None,
-    warped: Path | None,
-    transform: Transform | None,
-    wanted: list[int] | None,
-) -> dict[str, Any]:
-    """Dice before (moving labels as they lie in space) and after (warped here, or given warped)."""
-    import numpy as np
-
-    from neuralreg.images import check_same_grid, read_labels
-    from neuralreg.metrics import dice, mean_dice
-    from neuralreg.transforms import Transform
-
-    target = read_labels(fixed, role="fixed labels")
-    scores = {}
-    if moving is not None:
-        source = read_labels(moving, role="moving labels")
-        identity = Transform.from_affine(np.eye(target.ndim + 1))
-        same = source.geometry.same_grid(target.geometry)
-        still = source if same else identity.warp(source, target.geometry, "nearest")
-        scores["dice_before"] = dice(target, still, wanted)
-        if transform is not None and warped is None:
-            scores["dice"] = dice(target, transform.warp(source, target.geometry, "nearest"), wanted)
-    if warped is not None:
-        result = read_labels(warped, role="warped labels")
-        check_same_grid(
-            result.geometry, target.geometry, role=f"warped labels {warped}", like=f"fixed labels {fixed}"
-        )
-        scores["dice"] = dice(target, result, wanted)
-    means = {name.replace("dice", "dice_mean"): mean_dice(values) for name, values in scores.items()}
-    return {**means, **scores}
-
-
-def _smoothness(transform: Transform, mask: Path | None) -> dict[str, Any]:
-    from neuralreg.images import read_mask
-    from neuralreg.metrics import non_diffeomorphic_volume, regularity
-
-    chosen = None
-    if mask is not None:
-        chosen = read_mask(mask, role="mask", like=transform.fixed, like_name="the transform").data
-    u = transform.displacement
-    return {**regularity(u, chosen), "ndv_voxels": non_diffeomorphic_volume(u, chosen)}
-
-
-def _distances(path: Path, space: str | None, transform: Transform | None) -> dict[str, Any]:
-    """TRE before, |moving - fixed|, and after, |moving - transform(fixed)|."""
-    from neuralreg.errors import InputError
-    from neuralreg.landmarks import read_landmarks
-    from neuralreg.metrics import tre
-
-    fixed, moving = read_landmarks(path, space)
-    errors = {"tre_before_mm": tre(fixed, moving)}
-    if transform is not None:
-        if fixed.shape[1] != transform.ndim:
-            raise InputError(f"landmarks {path} are {fixed.shape[1]}-D, the transform is {transform.ndim}-D")
-        errors["tre_mm"] = tre(transform.transform_points(fixed, "LPS"), moving)
-    means = {name.replace("tre", "tre_mean"): values["mean"] for name, values in errors.items()}
-    return {**means, **errors}
 
 
 def _show(result: dict[str, Any]) -> None:
