@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 
 from neuralreg.errors import NeuralregError
 
-COMMANDS = ("register", "batch", "apply", "evaluate", "train", "doctor", "demo")
+COMMANDS = ("register", "batch", "apply", "evaluate", "jacobian", "train", "doctor", "demo")
 
 # Click's base of all usage errors, wherever the installed typer keeps it (late ones carry a copy of click).
 _CommandLineError = typer.BadParameter.__mro__[2]
