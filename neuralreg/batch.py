@@ -25,7 +25,7 @@ from neuralreg.writing import atomic_path, brief
 if TYPE_CHECKING:
     from neuralreg.registration import Registration
 
-SUMMARY, TABLE = "summary.json", "summary.csv"
+SUMMARY, TABLE, PAGE, REPORT = "summary.json", "summary.csv", "summary.html", "report.html"
 FIGURES = (
     "dice_mean_before", "dice_mean", "tre_mean_before_mm", "tre_mean_mm", "similarity", "folds_percent", "sdlogj",
     "inverse_consistency_mm", "wall_seconds",
@@ -189,6 +189,31 @@ def collect(out: Path, pairs: Iterable[PairFiles]) -> list[dict[str, Any]]:
     manifest = Manifest(out)
     manifest.close()
     return [manifest.lines.get(pair.name, {"pair": pair.name, "status": "open"}) for pair in pairs]
+
+
+def known_figures(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The figures that any of the pairs has."""
+    return [name for name in FIGURES if any(line.get(name) is not None for line in lines)]
+
+
+def write_page(out: Path, lines: Sequence[Mapping[str, Any]], command: str) -> Path:
+    """Writes summary.html: figures over the pairs, and a row a pair with a link to its own page."""
+    from neuralreg.report import render
+
+    words = [str(line["status"]) for line in lines]
+    text = render(
+        "batch.html.j2",
+        title=f"{len(lines)} pairs in {out.name}",
+        counts={word: words.count(word) for word in ("done", "failed", "open") if word in words},
+        statistics=statistics(lines),
+        figures=known_figures(lines),
+        lines=lines,
+        page=REPORT,
+        command=command,
+    )
+    with atomic_path(out / PAGE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return out / PAGE
 
 
 def write_table(out: Path, lines: Sequence[Mapping[str, Any]]) -> Path:

@@ -8,10 +8,29 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from neuralreg.images import Image
     from neuralreg.registration import Registration
+    from neuralreg.transforms import Transform
+
+
+class Result(Protocol):
+    """What pictures and words about a registration need of it: a `Registration`, or one put together from files."""
+
+    @property
+    def transform(self) -> Transform: ...
+    @property
+    def fixed(self) -> Image: ...
+    @property
+    def moving(self) -> Image: ...
+    @property
+    def warped(self) -> Image: ...
+    @property
+    def history(self) -> list[dict[str, Any]]: ...
+    @property
+    def summary(self) -> dict[str, Any]: ...
 
 
 def write_together(files: Mapping[Path, Callable[[Path], None]]) -> None:
@@ -51,6 +70,12 @@ def write_figure(registration: Registration, path: Path) -> None:
     registration_figure(registration, path)
 
 
+def write_report(registration: Registration, path: Path, command: str | None = None) -> None:
+    from neuralreg.report import registration_report
+
+    registration_report(registration, path, command)
+
+
 def write_summary(registration: Registration, path: Path) -> None:
     write_json(path, registration.summary)
 
@@ -74,7 +99,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def summary_rows(registration: Registration) -> list[tuple[str, str]]:
+def summary_rows(registration: Result) -> list[tuple[str, str]]:
     """The few numbers that tell whether a registration went well, as (name, value) for people."""
     summary, history = registration.summary, registration.history
     rows = []
@@ -88,11 +113,14 @@ def summary_rows(registration: Registration) -> list[tuple[str, str]]:
         # Only losses of one scale compare.
         first = next(entry for entry in history if entry.get("scale") == history[-1].get("scale"))
         rows.append(("similarity", f"{first['similarity']:.4f} -> {history[-1]['similarity']:.4f}"))
-    seconds = f"{summary['wall_seconds']:.1f} s, {summary['cpu_seconds']:.1f} CPU s"
-    return [
-        *rows,
-        ("folds", f"{summary['folds_percent']:.4f} % of voxels, SDlogJ {summary['sdlogj']:.3f}"),
-        ("inverse consistency", f"{summary['inverse_consistency_mm']:.3f} mm"),
-        ("time", f"{seconds}, {summary['iterations']} iterations"),
-        ("peak memory", f"{summary['peak_memory_mb']:.0f} MB"),
-    ]
+    if summary.get("folds_percent") is not None:
+        rows.append(("folds", f"{summary['folds_percent']:.4f} % of voxels, SDlogJ {summary['sdlogj']:.3f}"))
+    if "ssim" in summary:
+        rows.append(("SSIM", f"{summary['ssim_before']:.4f} -> {summary['ssim']:.4f}"))
+    if summary.get("inverse_consistency_mm") is not None:
+        rows.append(("inverse consistency", f"{summary['inverse_consistency_mm']:.3f} mm"))
+    if "wall_seconds" in summary:
+        seconds = f"{summary['wall_seconds']:.1f} s, {summary['cpu_seconds']:.1f} CPU s"
+        rows.append(("time", f"{seconds}, {summary['iterations']} iterations"))
+        rows.append(("peak memory", f"{summary['peak_memory_mb']:.0f} MB"))
+    return rows

@@ -1,4 +1,4 @@
-"""What a picture of a registration shows: the planes through the centre of the fixed grid, the way a reader expects them.
+"""What a picture of a registration shows: the planes through the centre of the fixed grid, as a reader expects them.
 
 A 3-D pair has an axial, a coronal and a sagittal plane, a 2-D pair one. Left is the subject's left, up is the front or
 the head, as the header says.
@@ -14,7 +14,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from neuralreg.images import Image
-    from neuralreg.registration import Registration
+    from neuralreg.outputs import Result
 
 PLANES = ("axial", "coronal", "sagittal")
 # Names of matplotlib's colour maps, and colours, in which all pictures show the same things.
@@ -72,7 +72,7 @@ def limits(planes: Sequence[Plane]) -> tuple[float, float]:
     return difference, max([0.2, *(float(np.percentile(np.abs(log), 99.5)) for log in logs if log.size)])
 
 
-def planes_of(registration: Registration) -> list[Plane]:
+def planes_of(registration: Result) -> list[Plane]:
     """The planes of a registration; allocates four volumes of the fixed grid.
 
     Intensities of each image run from 0 at its 0.5th to 1 at its 99.5th percentile; the warped image's are those of the

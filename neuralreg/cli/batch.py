@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from neuralreg.cli.flags import INPUTS, RUN, RegisterFlags, with_register_flags
-from neuralreg.cli.terminal import print_table, progress_bar
+from neuralreg.cli.terminal import command_line, print_table, progress_bar
 from neuralreg.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ _NO_SETTINGS = ("device", "threads")
 @with_register_flags
 def command(
     *,
+    context: typer.Context,
     pairs: Annotated[
         Path,
         typer.Argument(
@@ -69,6 +70,14 @@ def command(
             rich_help_panel=_OUTPUTS,
         ),
     ] = "transform,warped",
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            help="A page a pair (report.html) and one over all (summary.html); needs jinja2 and matplotlib.",
+            rich_help_panel=_OUTPUTS,
+        ),
+    ] = False,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -89,13 +98,17 @@ def command(
     kept = parse_keep(keep)
     wanted = None if labels is None else parse_labels(labels)
     part = read_shard(shard)
+    if report:
+        from neuralreg.report import require_report
+
+        require_report()
     out = make_folder(out)
 
     from datetime import timedelta
 
     import torch
 
-    from neuralreg.batch import Batch, collect, write_table
+    from neuralreg.batch import Batch, collect, write_page, write_table
     from neuralreg.pair_list import read_pairs
     from neuralreg.shards import rank_device, share
     from neuralreg.training.distributed import ranks
@@ -105,7 +118,7 @@ def command(
         **{name: value for name, value in arguments.items() if name not in _NO_SETTINGS},
         **resolved_options(how),
         "weights": file_digest(how.weights),
-        "keep": sorted(kept),
+        "keep": [*kept, "report"] if report else kept,
         "labels": wanted,
         "landmarks_space": landmarks_space,
     }
@@ -115,7 +128,10 @@ def command(
         mine = share(listed, part, (crew.rank, crew.world))
         teller = Teller(mine, progress, quiet)
         batch = Batch(
-            out, registering(arguments, teller), evaluating(wanted, landmarks_space), kept_writers(kept)
+            out,
+            registering(arguments, teller),
+            evaluating(wanted, landmarks_space),
+            kept_writers(kept, command_line(context) if report else None),
         )
         tally = batch.run(mine, settings, teller.tell)
         failed = crew.sums([len(tally.failed)])[
@@ -124,6 +140,8 @@ def command(
         if crew.first:
             lines = collect(out, listed)
             table = write_table(out, lines)
+            if report:
+                write_page(out, lines, command_line(context))
     if crew.first and not quiet:
         show(lines, tally, table)
     if failed:
@@ -143,9 +161,12 @@ def parse_keep(text: str) -> list[str]:
     return sorted(set(names))
 
 
-def kept_writers(kept: Sequence[str]) -> Mapping[str, Writer]:
-    """The writers of the files of a pair's folder, by file name."""
+def kept_writers(kept: Sequence[str], command: str | None) -> Mapping[str, Writer]:
+    """The writers of the files of a pair's folder, by file name; with a page where there is a command to name on it."""
+    from functools import partial
+
     from neuralreg import outputs
+    from neuralreg.batch import REPORT
 
     table = {
         "transform": ("transform.nii.gz", outputs.write_transform),
@@ -154,7 +175,8 @@ def kept_writers(kept: Sequence[str]) -> Mapping[str, Writer]:
         "field": ("field.pt", outputs.write_field),
         "figure": ("figure.png", outputs.write_figure),
     }
-    return dict(table[name] for name in kept)
+    page = {} if command is None else {REPORT: partial(outputs.write_report, command=command)}
+    return dict(table[name] for name in kept) | page
 
 
 def make_folder(path: Path) -> Path:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neuralreg.cli.flags import INPUTS, RUN, RegisterFlags, with_register_flags
-from neuralreg.cli.terminal import print_table, progress_bar
+from neuralreg.cli.terminal import command_line, print_table, progress_bar
 from neuralreg.errors import InputError
 from neuralreg.outputs import (
     summary_rows,
     write_field,
     write_figure,
     write_inverse,
+    write_report,
     write_summary,
     write_together,
     write_transform,
@@ -46,6 +47,7 @@ class Output:
 @with_register_flags
 def command(
     *,
+    context: typer.Context,
     fixed: Annotated[
         Path,
         typer.Option(help="The image whose grid the result has (.nii, .nii.gz).", rich_help_panel=INPUTS),
@@ -95,6 +97,13 @@ def command(
         Path | None,
         typer.Option(help="Quality-control picture (.png; needs matplotlib).", rich_help_panel=_OUTPUTS),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="One self-contained page with pictures, curves and all numbers (.html; needs jinja2 and matplotlib).",
+            rich_help_panel=_OUTPUTS,
+        ),
+    ] = None,
     summary: Annotated[
         Path | None,
         typer.Option(help="All settings and numbers of the run (.json).", rich_help_panel=_OUTPUTS),
@@ -112,6 +121,7 @@ def command(
             ("--warped-out", warped_out, NIFTI, write_warped),
             ("--field-out", field_out, (".pt",), write_field),
             ("--figure-out", figure_out, (".png",), write_figure),
+            ("--report", report, (".html",), partial(write_report, command=command_line(context))),
             ("--summary", summary, (".json",), write_summary),
         )
         if path is not None
@@ -142,7 +152,7 @@ def check_outputs(outputs: list[Output], inputs: list[Path | None]) -> None:
     if not outputs:
         raise InputError(
             "nothing to write: give at least one of --transform-out, --inverse-out, --warped-out, "
-            "--field-out, --figure-out, --summary"
+            "--field-out, --figure-out, --report, --summary"
         )
     from neuralreg.images import check_writable
 
@@ -160,3 +170,7 @@ def check_outputs(outputs: list[Output], inputs: list[Path | None]) -> None:
         from neuralreg.figure import require_matplotlib
 
         require_matplotlib()
+    if any(output.flag == "--report" for output in outputs):
+        from neuralreg.report import require_report
+
+        require_report()
