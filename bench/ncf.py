@@ -13,7 +13,7 @@ import torch
 import typer
 
 import neuralreg
-from neuralreg.cli.register import parse_options, parse_pair
+from neuralreg.cli.flags import parse_options, parse_pair
 from neuralreg.images import read_labels
 from neuralreg.landmarks import read_landmarks
 from neuralreg.machine import cpu_name

@@ -22,7 +22,7 @@ from neuralreg.bench.nephi_cost import CONTENDERS, COST_COLUMNS, STAGES, memory_
 from neuralreg.bench.nephi_runs import FIGURES, all_pairs, nothing, predicted, score, trained, unseen_pairs
 from neuralreg.bench.rows import numbers, provenance, run_command, using_threads, write_rows
 from neuralreg.bench.shapes import shapes as draw_shapes
-from neuralreg.cli.register import parse_options
+from neuralreg.cli.flags import parse_options
 from neuralreg.errors import InputError
 from neuralreg.figure import require_matplotlib
 from neuralreg.methods.nephi import PRESETS, NePhiTrainee, between, predict

@@ -19,7 +19,7 @@ from rich.table import Table
 from neuralreg.bench.ofg_cost import DIGITS, guidance_cost, optimiser_alone, start_fields
 from neuralreg.bench.ofg_runs import SCORES, Run, Split, hippocampi, rows_of, split
 from neuralreg.bench.rows import PROVENANCE, provenance, run_command, words, write_rows
-from neuralreg.cli.register import parse_options
+from neuralreg.cli.flags import parse_options
 from neuralreg.errors import InputError, NeuralregError
 from neuralreg.figure import require_matplotlib
 from neuralreg.methods.ofg_options import MODES

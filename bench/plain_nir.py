@@ -20,7 +20,7 @@ import typer
 from torch import Tensor, nn
 
 from neuralreg.bench.pairs import prepare
-from neuralreg.cli.register import parse_options, parse_pair
+from neuralreg.cli.flags import parse_options, parse_pair
 from neuralreg.errors import InputError, NeuralregError
 from neuralreg.methods.nir import PRESETS, Options
 from neuralreg.options import resolve

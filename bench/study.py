@@ -20,7 +20,7 @@ from neuralreg.bench.curves import Curve, Job, watched
 from neuralreg.bench.pairs import RealPair, load_pair
 from neuralreg.bench.rows import run_command, words, write_rows
 from neuralreg.bench.scores import SCORES, score
-from neuralreg.cli.register import parse_options
+from neuralreg.cli.flags import parse_options
 from neuralreg.errors import InputError
 from neuralreg.figure import require_matplotlib
 from neuralreg.images import read_geometry

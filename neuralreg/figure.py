@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from neuralreg.errors import InputError
+from neuralreg.planes import DIFFERENCE_MAP, FOLD, GRID, JACOBIAN_MAP, Plane, limits, planes_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from neuralreg.images import Image
     from neuralreg.registration import Registration
 
 TITLES = (
@@ -33,31 +32,9 @@ TITLES = (
     "warped grid",
     "log Jacobian",
 )
-PLANES = ("axial", "coronal", "sagittal")
 # Inches. 14 inches shown at README width, about 900 pixels, make a 12 point letter 11 pixels high.
 _WIDTH, _LEFT, _GAP, _TOP, _BARS, _HISTORY, _BELOW = 14.0, 0.36, 0.07, 0.36, 0.62, 1.75, 0.55
-_DIFFERENCE_MAP, _JACOBIAN_MAP = "RdBu_r", "PuOr_r"
-_FOLD, _GRID, _LOSS = "#00c800", "#ffb000", "#1f5fa8"
-
-
-@dataclass(frozen=True)
-class _Slices:
-    """One plane, first axis to the right, second up, in the anatomical order that a reader expects."""
-
-    name: str
-    spacing: tuple[float, float]
-    fixed: np.ndarray
-    start: np.ndarray
-    warped: np.ndarray
-    position: (
-        np.ndarray
-    )  # (2, n, m) mm: where the in-plane coordinates of each point of the plane are taken to
-    determinant: np.ndarray
-
-    @property
-    def extent(self) -> tuple[float, float]:
-        """Width and height in mm."""
-        return self.fixed.shape[0] * self.spacing[0], self.fixed.shape[1] * self.spacing[1]
+_LOSS = "#1f5fa8"
 
 
 def require_matplotlib() -> None:
@@ -84,82 +61,12 @@ def registration_figure(registration: Registration, path: str | os.PathLike[str]
     from neuralreg.images import atomic_path, check_writable
 
     check_writable(path, suffixes=(".png",), role="figure")
-    figure = _draw(_slices(registration), registration)
+    figure = _draw(planes_of(registration), registration)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
-# ---------------------------------------------------------------------- what is shown
-
-
-def _slices(registration: Registration) -> list[_Slices]:
-    import torch
-
-    from neuralreg.kernels import jacobian_determinant
-    from neuralreg.transforms import Transform
-
-    transform, fixed = registration.transform, registration.fixed
-    u = transform.displacement.detach().cpu()
-    start = Transform(torch.zeros_like(u), transform.fixed, transform.moving, initial=transform.initial)
-    volumes = {
-        "fixed": _scaled(fixed.data),
-        "start": _scaled(start.warp(registration.moving).data, registration.moving.data),
-        "warped": _scaled(registration.warped.data, registration.moving.data),
-        "determinant": jacobian_determinant(u[None], scheme="central")[0].numpy(),
-    }
-    order, flips = _towards_ras(fixed)
-    spacing = np.array(fixed.spacing)[order]
-    u_ras = np.stack([_turned(u[axis].numpy(), order, flips) for axis in order])
-    u_ras *= (np.where(flips, -1.0, 1.0) * spacing).reshape(-1, *[1] * fixed.ndim)
-    turned = {name: _turned(volume, order, flips) for name, volume in volumes.items()}
-    planes = []
-    for across in (2, 1, 0) if fixed.ndim == 3 else (None,):
-        inside = [axis for axis in range(fixed.ndim) if axis != across]
-        cut = tuple(n // 2 if axis == across else slice(None) for axis, n in enumerate(u_ras.shape[1:]))
-        grid = np.stack(
-            np.meshgrid(*[np.arange(u_ras.shape[1 + a]) * spacing[a] for a in inside], indexing="ij")
-        )
-        displaced = (inside, *cut)
-        planes.append(
-            _Slices(
-                name="" if across is None else PLANES[2 - across],
-                spacing=(float(spacing[inside[0]]), float(spacing[inside[1]])),
-                position=grid + u_ras[displaced],
-                **{name: volume[cut] for name, volume in turned.items()},
-            )
-        )
-    # A volume of one slice has one plane that can be looked at.
-    return [plane for plane in planes if min(plane.fixed.shape) > 1] or planes[:1]
-
-
-def _scaled(data: Any, like: Any = None) -> np.ndarray:
-    """Intensities as 0 at the 0.5th and 1 at the 99.5th percentile of ``like`` (default: the data itself)."""
-    values = (data if like is None else like).detach().cpu().numpy().ravel()
-    low, high = np.percentile(values[:: max(1, values.size // 1_000_000)], (0.5, 99.5))
-    if not low < high:
-        low, high = float(values.min()), float(values.max())
-    return (data.detach().cpu().numpy() - low) / (high - low if high > low else 1.0)
-
-
-def _towards_ras(image: Image) -> tuple[list[int], np.ndarray]:
-    """For each world axis (right, front, up) the nearest array axis, and whether that one runs backwards."""
-    from nibabel.orientations import io_orientation
-
-    world, direction = io_orientation(image.affine).T
-    order = np.argsort(world)
-    return order.tolist(), direction[order] < 0
-
-
-def _turned(volume: np.ndarray, order: list[int], flips: np.ndarray) -> np.ndarray:
-    """A view with the axes in world order, each running towards right, front, up."""
-    volume = volume.transpose(order)
-    return volume[tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)]
-
-
-# -------------------------------------------------------------------- how it is drawn
-
-
-def _draw(slices: list[_Slices], registration: Registration) -> Figure:
+def _draw(slices: list[Plane], registration: Registration) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -173,9 +80,7 @@ def _draw(slices: list[_Slices], registration: Registration) -> Figure:
     def axes(left: float, bottom: float, width: float, tall: float) -> Axes:
         return figure.add_axes((left / _WIDTH, bottom / height, width / _WIDTH, tall / height))
 
-    difference = max(float(np.percentile(np.abs(p.start - p.fixed), 99)) for p in slices) or 1.0
-    logs = [np.log(p.determinant[p.determinant > 0]) for p in slices]
-    jacobian = max([0.2, *(float(np.percentile(np.abs(log), 99.5)) for log in logs if log.size)])
+    difference, jacobian = limits(slices)
     top = height - _TOP
     for plane, tall in zip(slices, heights, strict=True):
         top -= tall
@@ -195,9 +100,9 @@ def _draw(slices: list[_Slices], registration: Registration) -> Figure:
         bar = axes(left + 0.1 * column, top - 0.1, (last - first) * (column + _GAP) + 0.8 * column, 0.09)
         figure.colorbar(mappable, cax=bar, orientation="horizontal").set_label(label, fontsize=10, labelpad=1)
         bar.tick_params(labelsize=10, length=2, pad=1)
-    if any((plane.determinant <= 0).any() for plane in slices):
+    if any(plane.folds.any() for plane in slices):
         at = (_LEFT + 7 * column + 6 * _GAP) / _WIDTH, (top - 0.44) / height
-        figure.text(*at, "■ folds", color=_FOLD, fontsize=10, ha="right", va="center")
+        figure.text(*at, "■ folds", color=FOLD, fontsize=10, ha="right", va="center")
     third = 4 * (column + _GAP)
     _draw_history(axes(_LEFT + 0.4, _BELOW, third - 0.6, _HISTORY), registration.history)
     _write_numbers(
@@ -206,7 +111,7 @@ def _draw(slices: list[_Slices], registration: Registration) -> Figure:
     return figure
 
 
-def _draw_plane(row: list[Axes], plane: _Slices, difference: float, jacobian: float) -> tuple[Any, Any]:
+def _draw_plane(row: list[Axes], plane: Plane, difference: float, jacobian: float) -> tuple[Any, Any]:
     """Fill one row; returns what the two colour bars belong to."""
     extent = (0.0, plane.extent[0], 0.0, plane.extent[1])
     style: dict[str, Any] = {"origin": "lower", "extent": extent, "aspect": "equal"}
@@ -219,20 +124,16 @@ def _draw_plane(row: list[Axes], plane: _Slices, difference: float, jacobian: fl
     for panel, values in zip(row[:3], (plane.fixed, plane.start, plane.warped), strict=True):
         show(panel, values, cmap="gray", vmin=0, vmax=1)
     for panel, values in zip(row[3:5], (plane.start, plane.warped), strict=True):
-        bar = show(panel, values - plane.fixed, cmap=_DIFFERENCE_MAP, vmin=-difference, vmax=difference)
+        bar = show(panel, values - plane.fixed, cmap=DIFFERENCE_MAP, vmin=-difference, vmax=difference)
 
     show(row[5], plane.warped, cmap="gray", vmin=0, vmax=1.4)
-    centres = [(np.arange(n) + 0.5) * step for n, step in zip(plane.fixed.shape, plane.spacing, strict=True)]
-    apart = max(plane.extent) / 24
-    for coordinate in plane.position if min(plane.fixed.shape) > 1 else ():
-        levels = np.arange(np.floor(coordinate.min() / apart), np.ceil(coordinate.max() / apart) + 1) * apart
-        row[5].contour(*centres, coordinate.T, levels=levels, colors=_GRID, linewidths=0.6)
+    centres, lines = plane.grid()
+    for coordinate, levels in lines:
+        row[5].contour(*centres, coordinate.T, levels=levels, colors=GRID, linewidths=0.6)
 
-    folds = plane.determinant <= 0
-    logarithm = np.log(np.where(folds, 1.0, plane.determinant))
-    log_bar = show(row[6], logarithm, cmap=_JACOBIAN_MAP, vmin=-jacobian, vmax=jacobian)
-    right, up = ((np.argwhere(folds) + 0.5) * plane.spacing).T
-    row[6].scatter(right, up, s=7, marker="s", color=_FOLD, linewidths=0)
+    log_bar = show(row[6], plane.logarithm, cmap=JACOBIAN_MAP, vmin=-jacobian, vmax=jacobian)
+    right, up = ((np.argwhere(plane.folds) + 0.5) * plane.spacing).T
+    row[6].scatter(right, up, s=7, marker="s", color=FOLD, linewidths=0)
     return bar, log_bar
 
 

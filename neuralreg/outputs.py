@@ -1,4 +1,4 @@
-"""What a run leaves behind: its files, all of them or none, and its numbers in words."""
+"""What a registration leaves behind: its files, all of them or none, and its numbers in words."""
 
 from __future__ import annotations
 
@@ -8,10 +8,29 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from neuralreg.images import Image
     from neuralreg.registration import Registration
+    from neuralreg.transforms import Transform
+
+
+class Result(Protocol):
+    """What pictures and words about a registration need of it: a `Registration`, or one put together from files."""
+
+    @property
+    def transform(self) -> Transform: ...
+    @property
+    def fixed(self) -> Image: ...
+    @property
+    def moving(self) -> Image: ...
+    @property
+    def warped(self) -> Image: ...
+    @property
+    def history(self) -> list[dict[str, Any]]: ...
+    @property
+    def summary(self) -> dict[str, Any]: ...
 
 
 def write_together(files: Mapping[Path, Callable[[Path], None]]) -> None:
@@ -27,9 +46,43 @@ def write_together(files: Mapping[Path, Callable[[Path], None]]) -> None:
             write(temporary[path])
 
 
+def write_transform(registration: Registration, path: Path) -> None:
+    registration.transform.save(path)
+
+
+def write_inverse(registration: Registration, path: Path) -> None:
+    registration.inverse.save(path)
+
+
+def write_warped(registration: Registration, path: Path) -> None:
+    from neuralreg.images import write_image
+
+    write_image(path, registration.warped.data, registration.warped.affine)
+
+
+def write_field(registration: Registration, path: Path) -> None:
+    registration.save_field(path)
+
+
+def write_figure(registration: Registration, path: Path) -> None:
+    from neuralreg.figure import registration_figure
+
+    registration_figure(registration, path)
+
+
+def write_report(registration: Registration, path: Path, command: str | None = None) -> None:
+    from neuralreg.report import registration_report
+
+    registration_report(registration, path, command)
+
+
+def write_summary(registration: Registration, path: Path) -> None:
+    write_json(path, registration.summary)
+
+
 def json_text(content: Mapping[str, Any]) -> str:
     """Indented JSON; numbers that JSON does not know (NaN, infinity) become null."""
-    return json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
+    return json.dumps(finite(content), indent=2, allow_nan=False) + "\n"
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
@@ -37,15 +90,16 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
     Path(path).write_text(json_text(content), encoding="utf-8")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with None for every number that JSON does not know, and text as the keys of mappings."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def summary_rows(registration: Registration) -> list[tuple[str, str]]:
+def summary_rows(registration: Result) -> list[tuple[str, str]]:
     """The few numbers that tell whether a registration went well, as (name, value) for people."""
     summary, history = registration.summary, registration.history
     rows = []
@@ -59,11 +113,14 @@ def summary_rows(registration: Registration) -> list[tuple[str, str]]:
         # Only losses of one scale compare.
         first = next(entry for entry in history if entry.get("scale") == history[-1].get("scale"))
         rows.append(("similarity", f"{first['similarity']:.4f} -> {history[-1]['similarity']:.4f}"))
-    seconds = f"{summary['wall_seconds']:.1f} s, {summary['cpu_seconds']:.1f} CPU s"
-    return [
-        *rows,
-        ("folds", f"{summary['folds_percent']:.4f} % of voxels, SDlogJ {summary['sdlogj']:.3f}"),
-        ("inverse consistency", f"{summary['inverse_consistency_mm']:.3f} mm"),
-        ("time", f"{seconds}, {summary['iterations']} iterations"),
-        ("peak memory", f"{summary['peak_memory_mb']:.0f} MB"),
-    ]
+    if summary.get("folds_percent") is not None:
+        rows.append(("folds", f"{summary['folds_percent']:.4f} % of voxels, SDlogJ {summary['sdlogj']:.3f}"))
+    if "ssim" in summary:
+        rows.append(("SSIM", f"{summary['ssim_before']:.4f} -> {summary['ssim']:.4f}"))
+    if summary.get("inverse_consistency_mm") is not None:
+        rows.append(("inverse consistency", f"{summary['inverse_consistency_mm']:.3f} mm"))
+    if "wall_seconds" in summary:
+        seconds = f"{summary['wall_seconds']:.1f} s, {summary['cpu_seconds']:.1f} CPU s"
+        rows.append(("time", f"{seconds}, {summary['iterations']} iterations"))
+        rows.append(("peak memory", f"{summary['peak_memory_mb']:.0f} MB"))
+    return rows

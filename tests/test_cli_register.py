@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from neuralreg.cli.register import OWN_FLAGS, parse_options, parse_pair
+from neuralreg.cli.flags import OWN_FLAGS, parse_options, parse_pair
 from neuralreg.cli.terminal import print_table, progress_bar
 from neuralreg.errors import InputError
 from tests.small import FAST, SHAPE, blobs, call, save

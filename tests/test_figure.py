@@ -13,8 +13,9 @@ import torch
 pytest.importorskip("matplotlib")
 
 from neuralreg.errors import InputError
-from neuralreg.figure import _slices, registration_figure
+from neuralreg.figure import registration_figure
 from neuralreg.images import Image
+from neuralreg.planes import planes_of
 from neuralreg.transforms import Transform
 from tests.small import blobs
 
@@ -104,7 +105,7 @@ def test_planes_are_those_of_the_head(order: tuple[int, ...], signs: tuple[int, 
     u = torch.zeros(3, *image.shape)
     u[order.index(2)] = float(signs[2])  # one voxel up in the world
     transform = Transform(u, image.geometry, image.geometry)
-    planes = _slices(SimpleNamespace(transform=transform, fixed=image, moving=image, warped=image))
+    planes = planes_of(SimpleNamespace(transform=transform, fixed=image, moving=image, warped=image))
     assert [plane.name for plane in planes] == ["axial", "coronal", "sagittal"]
     assert [plane.fixed.shape for plane in planes] == [(10, 11), (10, 12), (11, 12)]
     assert [plane.spacing for plane in planes] == [(1, 2), (1, 3), (2, 3)]

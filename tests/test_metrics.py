@@ -66,6 +66,7 @@ def test_folds_and_sdlogj():
     assert folds_percent(u) == pytest.approx(20)
     assert folds_percent(u, scheme="forward") == pytest.approx(10)
     assert regularity(u)["min_determinant"] == pytest.approx(-0.5)
+    assert regularity(u)["folds"] == 32
     mask = torch.zeros(10, 4, 4)
     mask[:4] = 1
     assert folds_percent(u, mask) == 0
@@ -76,7 +77,9 @@ def test_folds_and_sdlogj():
     assert sdlogj(v) == pytest.approx(float(det[good].log().std(correction=0)), rel=1e-6)
     inside = torch.rand(40, 12, 10) > 0.5
     assert sdlogj(v, inside) == pytest.approx(float(det[good & inside].log().std(correction=0)), rel=1e-6)
-    assert all(np.isnan(x) for x in regularity(v, torch.zeros(40, 12, 10)).values())
+    nothing = regularity(v, torch.zeros(40, 12, 10))
+    assert nothing.pop("folds") == 0
+    assert all(np.isnan(x) for x in nothing.values())
     flat = smooth_displacement((20, 24))
     assert determinant(flat).shape == (20, 24)
 

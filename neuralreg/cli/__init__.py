@@ -22,7 +22,10 @@ from typer.core import TyperGroup
 
 from neuralreg.errors import NeuralregError
 
-COMMANDS = ("register", "apply", "convert", "evaluate", "train", "doctor", "demo")
+COMMANDS = (
+    *("register", "batch", "apply", "convert", "evaluate", "jacobian", "report"),
+    *("train", "doctor", "demo"),
+)
 
 # Click's base of all usage errors, wherever the installed typer keeps it (late ones carry a copy of click).
 _CommandLineError = typer.BadParameter.__mro__[2]
@@ -51,6 +54,7 @@ class _Commands(TyperGroup):
         # torch reads this when it is loaded, which no command has done yet.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
+            extra.setdefault("obj", tuple(arguments))  # what a report says about how it was made
             code = super().main(
                 arguments, prog_name or "neuralreg", complete_var, False, windows_expand_args, **extra
             )

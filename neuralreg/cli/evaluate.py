@@ -1,36 +1,67 @@
-"""`neuralreg evaluate`: overlap, landmark distances and regularity of a transform, as a table and as JSON."""
+"""`neuralreg evaluate`: the figures of a registration against what is known, as tables and as JSON."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from neuralreg.transforms import Transform
+# Panels of the help.
+LABELS, LEARN2REG = "Labels", "Learn2Reg"
 
 
 def command(
-    fixed_labels: Annotated[Path | None, typer.Option(help="Label map of the fixed image.")] = None,
+    fixed_labels: Annotated[
+        Path | None, typer.Option(help="Label map of the fixed image.", rich_help_panel=LABELS)
+    ] = None,
     moving_labels: Annotated[
         Path | None,
         typer.Option(
-            help="Label map of the moving image: compared as it lies and, with --transform, warped."
+            help="Label map of the moving image: compared as it lies and, with --transform, warped.",
+            rich_help_panel=LABELS,
         ),
     ] = None,
     warped_labels: Annotated[
-        Path | None, typer.Option(help="Label map that lies on the fixed grid already.")
+        Path | None,
+        typer.Option(help="Label map that lies on the fixed grid already.", rich_help_panel=LABELS),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="2,3,4", help="The labels that count; all but 0 by default.", rich_help_panel=LABELS
+        ),
+    ] = None,
+    labels_json: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file of the labels that count: a list, or an object with one in it.",
+            rich_help_panel=LABELS,
+        ),
+    ] = None,
+    surface: Annotated[
+        bool,
+        typer.Option(
+            "--surface", help="HD95 and ASSD in mm, too (needs surface-distance).", rich_help_panel=LABELS
+        ),
+    ] = False,
+    fixed: Annotated[Path | None, typer.Option(help="Fixed image, for SSIM.")] = None,
+    moving: Annotated[
+        Path | None,
+        typer.Option(
+            help="Moving image, for SSIM before and after, and for landmarks snapped to its voxels."
+        ),
+    ] = None,
+    warped: Annotated[
+        Path | None, typer.Option(help="Image that lies on the fixed grid already, for SSIM.")
     ] = None,
     transform: Annotated[
         Path | None, typer.Option(help="Transform, fixed to moving, as `neuralreg register` writes it.")
     ] = None,
-    labels: Annotated[
-        str | None, typer.Option(metavar="2,3,4", help="The labels that count; all but 0 by default.")
-    ] = None,
-    labels_json: Annotated[
+    inverse: Annotated[
         Path | None,
-        typer.Option(help="JSON file of the labels that count: a list, or an object with one in it."),
+        typer.Option(help="Its inverse, moving to fixed: how far points come back from themselves."),
     ] = None,
     landmarks: Annotated[
         Path | None, typer.Option(help="csv with columns fixed_x, fixed_y, fixed_z, moving_x, ... in mm.")
@@ -42,84 +73,155 @@ def command(
         ),
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option(help="Count folds and SDlogJ inside this mask of the fixed grid.")
+        Path | None,
+        typer.Option(help="Folds, SDlogJ, NDV and consistency inside this mask of the fixed grid."),
+    ] = None,
+    learn2reg: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CONFIG",
+            help="evaluation_config.json of a Learn2Reg task: its own figures of the files in --fields.",
+            rich_help_panel=LEARN2REG,
+        ),
+    ] = None,
+    fields: Annotated[
+        Path | None,
+        typer.Option(help="Folder of disp_FFFF_MMMM.nii.gz or .npz.", rich_help_panel=LEARN2REG),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of imagesTr, labelsTr, ...; that of the configuration by default.",
+            rich_help_panel=LEARN2REG,
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the figures to this .json file.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of the tables.")] = False,
 ) -> None:
-    """Dice per label, distances between landmarks (TRE), folds and smoothness of a registration."""
+    """Overlap and surfaces of labels, landmark distances (TRE), regularity, consistency and SSIM of a registration."""
     from neuralreg.errors import InputError
-    from neuralreg.images import atomic_path, check_writable
-    from neuralreg.transforms import load_transform
+    from neuralreg.images import check_writable
+    from neuralreg.outputs import json_text
+    from neuralreg.writing import atomic_path
 
-    _check_arguments(fixed_labels, moving_labels, warped_labels, transform, landmarks, mask)
-    if labels is not None and labels_json is not None:
-        raise InputError("--labels and --labels-json both name the labels that count; give one of them")
+    files = Files(
+        fixed_labels, moving_labels, warped_labels, fixed, moving, warped, transform, inverse, landmarks, mask
+    )
+    own = {name: value for name, value in vars(files).items() if value is not None}
     if out is not None:
         check_writable(out, suffixes=(".json",), role="--out")
-    wanted = _parse_labels(labels) if labels is not None else None
-    if labels_json is not None:
-        wanted = _read_labels_json(labels_json)
-    loaded = None if transform is None else load_transform(transform).dense()
-    result: dict[str, Any] = {}
-    if fixed_labels is not None:
-        result |= _overlap(fixed_labels, moving_labels, warped_labels, loaded, wanted)
-    if landmarks is not None:
-        result |= _distances(landmarks, landmarks_space, loaded)
-    if loaded is not None:
-        result |= _smoothness(loaded, mask)
-    result["inputs"] = {
-        name: str(path)
-        for name, path in {
-            "fixed_labels": fixed_labels,
-            "moving_labels": moving_labels,
-            "warped_labels": warped_labels,
-            "transform": transform,
-            "landmarks": landmarks,
-            "mask": mask,
-        }.items()
-        if path is not None
-    }
-    from neuralreg.outputs import json_text
-
+    if learn2reg is not None:
+        if own or labels or labels_json or surface or landmarks_space:
+            raise InputError(
+                "--learn2reg names all files and labels itself; give it --fields and --data alone"
+            )
+        result = _learn2reg(learn2reg, fields, data)
+    else:
+        if fields is not None or data is not None:
+            raise InputError("--fields and --data belong to --learn2reg; give it, too")
+        _check_arguments(files)
+        if labels is not None and labels_json is not None:
+            raise InputError("--labels and --labels-json both name the labels that count; give one of them")
+        if fixed_labels is None and (labels is not None or labels_json is not None or surface):
+            raise InputError("--labels, --labels-json and --surface need --fixed-labels")
+        wanted = parse_labels(labels) if labels is not None else None
+        if labels_json is not None:
+            wanted = read_labels_json(labels_json)
+        result = _evaluate(files, wanted, surface, landmarks_space)
+        result["inputs"] = {name: str(path) for name, path in own.items()}
     text = json_text(result)
     if out is not None:
         with atomic_path(out) as temporary:
             temporary.write_text(text, encoding="utf-8")
     if json:
         print(text, end="")
+    elif learn2reg is not None:
+        _show_learn2reg(result)
     else:
         _show(result)
 
 
-def _check_arguments(
-    fixed_labels: Path | None,
-    moving_labels: Path | None,
-    warped_labels: Path | None,
-    transform: Path | None,
-    landmarks: Path | None,
-    mask: Path | None,
-) -> None:
+@dataclass(frozen=True)
+class Files:
+    """The files that are evaluated, by role."""
+
+    fixed_labels: Path | None
+    moving_labels: Path | None
+    warped_labels: Path | None
+    fixed: Path | None
+    moving: Path | None
+    warped: Path | None
+    transform: Path | None
+    inverse: Path | None
+    landmarks: Path | None
+    mask: Path | None
+
+
+def _evaluate(files: Files, labels: list[int] | None, surface: bool, space: str | None) -> dict[str, Any]:
+    from neuralreg.evaluation import consistency, distances, overlap, similarity, smoothness
+    from neuralreg.images import read_geometry
+    from neuralreg.surface import require_surface_distance
+    from neuralreg.transforms import load_transform
+
+    if surface:
+        require_surface_distance()
+    transform = None if files.transform is None else load_transform(files.transform)
+    result: dict[str, Any] = {}
+    if files.fixed_labels is not None:
+        result |= overlap(
+            files.fixed_labels, files.moving_labels, files.warped_labels, transform, labels, surface
+        )
+    if files.landmarks is not None:
+        result |= distances(files.landmarks, space, transform, files.moving or files.moving_labels)
+    if files.fixed is not None:
+        result |= similarity(files.fixed, files.moving, files.warped, transform)
+    if transform is None:
+        return result
+    grid, still = transform.grid, files.fixed_labels or files.fixed
+    if grid is None and still is not None:  # an affine lies on none of its own
+        grid = read_geometry(still, role="fixed image")
+    if grid is not None or not result:
+        dense = transform.dense(grid)
+        result |= smoothness(dense, files.mask)
+        if files.inverse is not None:
+            result |= consistency(dense, load_transform(files.inverse).dense(), files.mask)
+    return result
+
+
+def _learn2reg(config: Path, fields: Path | None, data: Path | None) -> dict[str, Any]:
+    from neuralreg.errors import InputError
+    from neuralreg.learn2reg import evaluate_learn2reg
+
+    if fields is None:
+        raise InputError("--learn2reg needs the folder of displacements: give --fields")
+    return evaluate_learn2reg(config, fields, data)
+
+
+def _check_arguments(files: Files) -> None:
     """InputError for combinations that leave nothing to evaluate or an argument without use."""
     from neuralreg.errors import InputError
 
-    others = moving_labels is not None or warped_labels is not None
-    if fixed_labels is None and others:
-        raise InputError("--moving-labels and --warped-labels are compared with --fixed-labels; give it too")
-    if fixed_labels is not None and not others:
+    for fixed, others, what in (
+        ("--fixed-labels", (files.moving_labels, files.warped_labels), "-labels"),
+        ("--fixed", (files.moving if files.landmarks is None else None, files.warped), ""),
+    ):
+        given = getattr(files, fixed[2:].replace("-", "_"))
+        names = f"--moving{what} {{}} --warped{what}"
+        if given is None and any(other is not None for other in others):
+            raise InputError(f"{names.format('and')} are compared with {fixed}; give it too")
+        if given is not None and files.moving is None and not any(other is not None for other in others):
+            raise InputError(f"{fixed} has nothing to compare with; give {names.format('or')}")
+    for path, flag in ((files.mask, "--mask"), (files.inverse, "--inverse")):
+        if path is not None and files.transform is None:
+            raise InputError(f"{flag} belongs to a transform; give --transform too")
+    if all(path is None for path in (files.fixed_labels, files.fixed, files.landmarks, files.transform)):
         raise InputError(
-            "--fixed-labels has nothing to compare with; give --moving-labels or --warped-labels"
-        )
-    if mask is not None and transform is None:
-        raise InputError("--mask limits folds and SDlogJ, which are the transform's; give --transform too")
-    if fixed_labels is None and landmarks is None and transform is None:
-        raise InputError(
-            "nothing to evaluate: give --transform, --landmarks, or --fixed-labels with --moving-labels or "
-            "--warped-labels"
+            "nothing to evaluate: give --transform, --landmarks, --fixed with --moving or --warped, or "
+            "--fixed-labels with --moving-labels or --warped-labels"
         )
 
 
-def _parse_labels(text: str) -> list[int]:
+def parse_labels(text: str) -> list[int]:
     from neuralreg.errors import InputError
 
     try:
@@ -128,7 +230,7 @@ def _parse_labels(text: str) -> list[int]:
         raise InputError(f"--labels: '{text}' is no list of integers; give them as 2,3,4") from None
 
 
-def _read_labels_json(path: Path) -> list[int]:
+def read_labels_json(path: Path) -> list[int]:
     """A list of integers, or the only list of integers among an object's values."""
     import json
 
@@ -145,94 +247,60 @@ def _read_labels_json(path: Path) -> list[int]:
     return lists[0]
 
 
-def _overlap(
-    fixed: Path,
-    moving: Path | None,
-    warped: Path | None,
-    transform: Transform | None,
-    wanted: list[int] | None,
-) -> dict[str, Any]:
-    """Dice before (moving labels as they lie in space) and after (warped here, or given warped)."""
-    import numpy as np
-
-    from neuralreg.images import check_same_grid, read_labels
-    from neuralreg.metrics import dice, mean_dice
-    from neuralreg.transforms import Affine
-
-    target = read_labels(fixed, role="fixed labels")
-    scores = {}
-    if moving is not None:
-        source = read_labels(moving, role="moving labels")
-        identity = Affine(np.eye(target.ndim + 1))
-        same = source.geometry.same_grid(target.geometry)
-        still = source if same else identity.warp(source, target.geometry, "nearest")
-        scores["dice_before"] = dice(target, still, wanted)
-        if transform is not None and warped is None:
-            scores["dice"] = dice(target, transform.warp(source, target.geometry, "nearest"), wanted)
-    if warped is not None:
-        result = read_labels(warped, role="warped labels")
-        check_same_grid(
-            result.geometry, target.geometry, role=f"warped labels {warped}", like=f"fixed labels {fixed}"
-        )
-        scores["dice"] = dice(target, result, wanted)
-    means = {name.replace("dice", "dice_mean"): mean_dice(values) for name, values in scores.items()}
-    return {**means, **scores}
-
-
-def _smoothness(transform: Transform, mask: Path | None) -> dict[str, Any]:
-    from neuralreg.images import read_mask
-    from neuralreg.metrics import non_diffeomorphic_volume, regularity
-
-    chosen = None
-    if mask is not None:
-        chosen = read_mask(mask, role="mask", like=transform.fixed, like_name="the transform").data
-    u = transform.displacement
-    return {**regularity(u, chosen), "ndv_voxels": non_diffeomorphic_volume(u, chosen)}
-
-
-def _distances(path: Path, space: str | None, transform: Transform | None) -> dict[str, Any]:
-    """TRE before, |moving - fixed|, and after, |moving - transform(fixed)|."""
-    from neuralreg.errors import InputError
-    from neuralreg.landmarks import read_landmarks
-    from neuralreg.metrics import tre
-
-    fixed, moving = read_landmarks(path, space)
-    errors = {"tre_before_mm": tre(fixed, moving)}
-    if transform is not None:
-        if fixed.shape[1] != transform.ndim:
-            raise InputError(f"landmarks {path} are {fixed.shape[1]}-D, the transform is {transform.ndim}-D")
-        errors["tre_mm"] = tre(transform.transform_points(fixed, "LPS"), moving)
-    means = {name.replace("tre", "tre_mean"): values["mean"] for name, values in errors.items()}
-    return {**means, **errors}
-
-
 def _show(result: dict[str, Any]) -> None:
     """The figures as tables on stdout."""
     from neuralreg.cli.terminal import print_table
 
-    def cells(values: dict[Any, float] | None, key: Any, digits: int) -> str:
+    def cell(values: dict[Any, float] | None, key: Any, digits: int) -> str:
         return "" if values is None or key not in values else f"{values[key]:.{digits}f}"
 
-    before, after = result.get("dice_before"), result.get("dice")
-    if before or after:
-        keys = list(before or after or ())
-        rows = [(str(key), cells(before, key, 4), cells(after, key, 4)) for key in keys]
-        mean = ("mean", cells(result, "dice_mean_before", 4), cells(result, "dice_mean", 4))
-        print_table("Dice", [*rows, mean], ("label", "before", "after"))
-    before, after = result.get("tre_before_mm"), result.get("tre_mm")
-    if before:
+    heads, columns = ["label"], []
+    for name, unit, digits in (("Dice", "", 4), ("HD95", "_mm", 3), ("ASSD", "_mm", 3)):
+        for when in ("_before", ""):
+            values = result.get(f"{name.lower()}{when}{unit}")
+            if values is not None:
+                heads.append(f"{name} {'before' if when else 'after'}{' (mm)' if unit else ''}")
+                mean = result[f"{name.lower()}_mean{when}{unit}"]
+                columns.append(({**values, "mean": mean}, digits))
+    if columns:
+        keys = [*(key for key in columns[0][0] if key != "mean"), "mean"]
+        rows = [(str(key), *(cell(values, key, digits) for values, digits in columns)) for key in keys]
+        measured = result.get("surface_distance")
+        print_table(f"Labels{f', surfaces by {measured}' if measured else ''}", rows, tuple(heads))
+    errors = [result.get(name) for name in ("tre_before_mm", "tre_mm", "tre_snapped_mm")]
+    if errors[0]:
         names = ("mean", "median", "sd", "max")
-        rows = [(name, cells(before, name, 3), cells(after, name, 3)) for name in names]
-        count = str(len(before["per_point"]))
-        rows.append(("points", count, count if after else ""))
-        print_table("TRE (mm)", rows, ("", "before", "after"))
-    if "folds_percent" in result:
-        print_table(
-            "Regularity",
-            [
-                ("folds (% of voxels)", f"{result['folds_percent']:.4f}"),
-                ("SDlogJ", f"{result['sdlogj']:.4f}"),
-                ("smallest determinant", f"{result['min_determinant']:.4f}"),
-                ("non-diffeomorphic volume (voxels)", f"{result['ndv_voxels']:.4f}"),
-            ],
+        table = [(name, *(cell(values, name, 3) for values in errors)) for name in names]
+        count = str(len(errors[0]["per_point"]))
+        table.append(("points", *(count if values else "" for values in errors)))
+        print_table("TRE (mm)", table, ("", "before", "after", "snapped"))
+    figures = [
+        (told, f"{result[name]:.{digits}f}")
+        for name, told, digits in (
+            ("ssim_before", "SSIM before", 4),
+            ("ssim", "SSIM after", 4),
+            ("folds", "folds (voxels with det <= 0)", 0),
+            ("folds_percent", "folds (% of voxels)", 4),
+            ("min_determinant", "smallest determinant", 4),
+            ("sdlogj", "SDlogJ", 4),
+            ("sdlogj_learn2reg", "SDlogJ as Learn2Reg has it (+3, cropped)", 4),
+            ("ndv_voxels", "non-diffeomorphic volume (voxels)", 4),
+            ("inverse_consistency_mm", "inverse consistency, mean (mm)", 4),
         )
+        if name in result
+    ]
+    if figures:
+        print_table("Images and transform", figures)
+
+
+def _show_learn2reg(result: dict[str, Any]) -> None:
+    from neuralreg.cli.terminal import print_table
+
+    names = list(result["aggregates"])
+    rows = [
+        (case, *(f"{found[name]['mean']:.4f}" for name in names)) for case, found in result["cases"].items()
+    ]
+    for word in ("mean", "std"):
+        rows.append((word, *(f"{result['aggregates'][name][word]:.4f}" for name in names)))
+    print_table(f"{result['name']}, as Learn2Reg's evaluation has it", rows, ("pair", *names))
+    print(f"folds: {result['implementation']['folds']}")

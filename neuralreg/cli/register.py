@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import ast
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from neuralreg.cli.terminal import print_table, progress_bar
+from neuralreg.cli.flags import INPUTS, RUN, RegisterFlags, with_register_flags
+from neuralreg.cli.terminal import command_line, print_table, progress_bar
 from neuralreg.errors import InputError
-from neuralreg.outputs import summary_rows, write_json, write_together
+from neuralreg.outputs import (
+    summary_rows,
+    write_field,
+    write_figure,
+    write_inverse,
+    write_report,
+    write_summary,
+    write_together,
+    write_transform,
+    write_warped,
+)
 
 if TYPE_CHECKING:
     from neuralreg.registration import Registration
 
 NIFTI = (".nii", ".nii.gz")
 
-# Arguments of neuralreg.register that have a flag of their own and so cannot be given as --option.
-OWN_FLAGS = {
-    "fixed", "moving", "method", "preset", "weights", "refine", "fixed_mask", "moving_mask",
-    "initial_transform", "center", "prior", "window", "quantiles", "nan_to", "iterations", "time_budget", "max_memory",
-    "seed", "deterministic", "device", "threads",
-}  # fmt: skip
-
-_INPUTS, _RUN, _OUTPUTS = "Images", "Registration", "Outputs (at least one)"
+_OUTPUTS = "Outputs (at least one)"
 
 
 @dataclass(frozen=True)
@@ -41,119 +44,38 @@ class Output:
     write: Callable[[Registration, Path], None]
 
 
+@with_register_flags
 def command(
+    *,
+    context: typer.Context,
     fixed: Annotated[
         Path,
-        typer.Option(help="The image whose grid the result has (.nii, .nii.gz).", rich_help_panel=_INPUTS),
+        typer.Option(help="The image whose grid the result has (.nii, .nii.gz).", rich_help_panel=INPUTS),
     ],
-    moving: Annotated[
-        Path, typer.Option(help="The image that is deformed onto it.", rich_help_panel=_INPUTS)
-    ],
+    moving: Annotated[Path, typer.Option(help="The image that is deformed onto it.", rich_help_panel=INPUTS)],
     fixed_mask: Annotated[
         Path | None,
-        typer.Option(help="Where in the fixed image to compare: voxels > 0.", rich_help_panel=_INPUTS),
+        typer.Option(help="Where in the fixed image to compare: voxels > 0.", rich_help_panel=INPUTS),
     ] = None,
     moving_mask: Annotated[
         Path | None,
-        typer.Option(help="Where in the moving image to compare: voxels > 0.", rich_help_panel=_INPUTS),
+        typer.Option(help="Where in the moving image to compare: voxels > 0.", rich_help_panel=INPUTS),
     ] = None,
     initial_transform: Annotated[
         Path | None,
         typer.Option(
             help="Where to start, fixed to moving: a transform file of any kind that neuralreg convert reads.",
-            rich_help_panel=_INPUTS,
+            rich_help_panel=INPUTS,
         ),
     ] = None,
-    center: Annotated[
-        bool,
-        typer.Option(
-            "--center", help="Start from aligned centres, without a transform.", rich_help_panel=_INPUTS
-        ),
-    ] = False,
     prior: Annotated[
         Path | None,
         typer.Option(
             help="A transform that comes behind the new map: its file, such as --transform-out of a coarse run.",
-            rich_help_panel=_INPUTS,
+            rich_help_panel=INPUTS,
         ),
     ] = None,
-    window: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LO,HI", help="Intensity window, such as -1000,400 for lung CT.", rich_help_panel=_INPUTS
-        ),
-    ] = None,
-    quantiles: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LO,HI",
-            help="Intensity window as quantiles, such as 0.001,0.999.",
-            rich_help_panel=_INPUTS,
-        ),
-    ] = None,
-    nan_to: Annotated[
-        float | None,
-        typer.Option(
-            help="Replace NaN and infinity by this value instead of refusing.", rich_help_panel=_INPUTS
-        ),
-    ] = None,
-    method: Annotated[
-        str, typer.Option(help="Registration method: nir, ncf, nephi or ofg.", rich_help_panel=_RUN)
-    ] = "nir",
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="Settings of the method by name, fast by default; an unknown one lists them.",
-            rich_help_panel=_RUN,
-        ),
-    ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Trained network that predicts the map (.pt of neuralreg train).", rich_help_panel=_RUN
-        ),
-    ] = None,
-    refine: Annotated[
-        int | None,
-        typer.Option(metavar="STEPS", help="Steps that refine a prediction.", rich_help_panel=_RUN),
-    ] = None,
-    iterations: Annotated[
-        int | None,
-        typer.Option(help="Iterations in all; the preset's own number by default.", rich_help_panel=_RUN),
-    ] = None,
-    time_budget: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS",
-            help="Seconds that the fit may take, if its iterations do not end before.",
-            rich_help_panel=_RUN,
-        ),
-    ] = None,
-    max_memory: Annotated[
-        float | None,
-        typer.Option(
-            metavar="MB",
-            help="Memory that the process may reach: fewer points an iteration.",
-            rich_help_panel=_RUN,
-        ),
-    ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE", help="Any other setting of the method; repeat.", rich_help_panel=_RUN
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of all random numbers.", rich_help_panel=_RUN)] = 0,
-    deterministic: Annotated[
-        bool,
-        typer.Option(
-            "--deterministic", help="The same result in every run on a GPU, too.", rich_help_panel=_RUN
-        ),
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_RUN)] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads; all cores by default.", rich_help_panel=_RUN)
-    ] = None,
+    how: RegisterFlags,
     transform_out: Annotated[
         Path | None,
         typer.Option(
@@ -178,12 +100,19 @@ def command(
         Path | None,
         typer.Option(help="Quality-control picture (.png; needs matplotlib).", rich_help_panel=_OUTPUTS),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="One self-contained page with pictures, curves and all numbers (.html; needs jinja2 and matplotlib).",
+            rich_help_panel=_OUTPUTS,
+        ),
+    ] = None,
     summary: Annotated[
         Path | None,
         typer.Option(help="All settings and numbers of the run (.json).", rich_help_panel=_OUTPUTS),
     ] = None,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=_RUN)
+        bool, typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=RUN)
     ] = False,
 ) -> None:
     """Register a moving image to a fixed image."""
@@ -192,18 +121,18 @@ def command(
     outputs = [
         Output(flag, path, suffixes, write)
         for flag, path, suffixes, write in (
-            ("--transform-out", transform_out, FIELD_SUFFIXES, _write_transform),
-            ("--inverse-out", inverse_out, FIELD_SUFFIXES, _write_inverse),
-            ("--warped-out", warped_out, NIFTI, _write_warped),
-            ("--field-out", field_out, (".pt",), _write_field),
-            ("--figure-out", figure_out, (".png",), _write_figure),
-            ("--summary", summary, (".json",), _write_summary),
+            ("--transform-out", transform_out, FIELD_SUFFIXES, write_transform),
+            ("--inverse-out", inverse_out, FIELD_SUFFIXES, write_inverse),
+            ("--warped-out", warped_out, NIFTI, write_warped),
+            ("--field-out", field_out, (".pt",), write_field),
+            ("--figure-out", figure_out, (".png",), write_figure),
+            ("--report", report, (".html",), partial(write_report, command=command_line(context))),
+            ("--summary", summary, (".json",), write_summary),
         )
         if path is not None
     ]
-    options = parse_options(option or [])
-    limits = parse_pair("--window", window), parse_pair("--quantiles", quantiles)
-    check_outputs(outputs, [fixed, moving, fixed_mask, moving_mask, initial_transform, weights, prior])
+    settings = how.arguments()
+    check_outputs(outputs, [fixed, moving, fixed_mask, moving_mask, initial_transform, how.weights, prior])
 
     import neuralreg
 
@@ -211,71 +140,16 @@ def command(
         registration = neuralreg.register(
             fixed,
             moving,
-            method,
-            preset,
-            weights=weights,
-            refine=refine,
             fixed_mask=fixed_mask,
             moving_mask=moving_mask,
             initial_transform=initial_transform,
-            center=center,
             prior=prior,
-            window=limits[0],
-            quantiles=limits[1],
-            nan_to=nan_to,
-            iterations=iterations,
-            time_budget=time_budget,
-            max_memory=max_memory,
-            seed=seed,
-            deterministic=deterministic,
-            device=device,
-            threads=threads,
             progress=progress,
-            **options,
+            **settings,
         )
     write_together({output.path: partial(output.write, registration) for output in outputs})
     if not quiet:
         print_table("registration", summary_rows(registration) + [(o.flag[2:], str(o.path)) for o in outputs])
-
-
-def parse_pair(flag: str, text: str | None) -> tuple[float, float] | None:
-    """`lo,hi` as two numbers with lo < hi; InputError otherwise."""
-    if text is None:
-        return None
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"{flag}: expected two numbers as LO,HI, got '{text}'") from None
-    if not low < high:
-        raise InputError(f"{flag}: the first number must be below the second, got '{text}'")
-    return low, high
-
-
-def parse_options(pairs: list[str], own: Collection[str] = OWN_FLAGS) -> dict[str, Any]:
-    """`name=value` pairs as arguments: numbers, true, false, none, comma lists as tuples, else text.
-
-    ``own`` are names that have a flag of their own, and are refused.
-    """
-    words = {"true": True, "false": False, "none": None}
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        name = name.strip().replace("-", "_")
-        if not equals or not name.isidentifier():
-            raise InputError(f"--option: expected NAME=VALUE, got '{pair}'")
-        if name in options:
-            raise InputError(f"--option: '{name}' is given twice")
-        if name in own or name == "progress":
-            hint = f"; use --{name.replace('_', '-')}" if name in own else ""
-            raise InputError(f"--option: '{name}' is not an option of a method{hint}")
-        if text.strip().lower() in words:
-            options[name] = words[text.strip().lower()]
-            continue
-        try:
-            options[name] = ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError):
-            options[name] = text
-    return options
 
 
 def check_outputs(outputs: list[Output], inputs: list[Path | None]) -> None:
@@ -283,7 +157,7 @@ def check_outputs(outputs: list[Output], inputs: list[Path | None]) -> None:
     if not outputs:
         raise InputError(
             "nothing to write: give at least one of --transform-out, --inverse-out, --warped-out, "
-            "--field-out, --figure-out, --summary"
+            "--field-out, --figure-out, --report, --summary"
         )
     from neuralreg.formats import for_writing
     from neuralreg.images import check_writable
@@ -304,31 +178,7 @@ def check_outputs(outputs: list[Output], inputs: list[Path | None]) -> None:
         from neuralreg.figure import require_matplotlib
 
         require_matplotlib()
+    if any(output.flag == "--report" for output in outputs):
+        from neuralreg.report import require_report
 
-
-def _write_transform(registration: Registration, path: Path) -> None:
-    registration.transform.save(path)
-
-
-def _write_inverse(registration: Registration, path: Path) -> None:
-    registration.inverse.save(path)
-
-
-def _write_warped(registration: Registration, path: Path) -> None:
-    from neuralreg.images import write_image
-
-    write_image(path, registration.warped.data, registration.warped.affine)
-
-
-def _write_field(registration: Registration, path: Path) -> None:
-    registration.save_field(path)
-
-
-def _write_figure(registration: Registration, path: Path) -> None:
-    from neuralreg.figure import registration_figure
-
-    registration_figure(registration, path)
-
-
-def _write_summary(registration: Registration, path: Path) -> None:
-    write_json(path, registration.summary)
+        require_report()

@@ -1,11 +1,14 @@
-"""What the commands share on the terminal: the progress bar and the closing table."""
+"""What the commands share on the terminal: the progress bar, the closing table, the words that they were given."""
 
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+
+import typer
 
 Progress = Callable[[int, int, float, str], None]
 
@@ -51,6 +54,11 @@ def progress_bar(quiet: bool = False) -> Iterator[Progress | None]:
             bar.update(task, completed=iteration, total=total, description=stage, loss=shown)
 
         yield update
+
+
+def command_line(context: typer.Context) -> str:
+    """The command as it was given, for a shell."""
+    return shlex.join(["neuralreg", *(context.find_root().obj or ())])
 
 
 def print_table(title: str, rows: Iterable[tuple[str, ...]], heads: tuple[str, ...] = ()) -> None:

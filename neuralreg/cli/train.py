@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from neuralreg.cli.register import parse_options, parse_pair
+from neuralreg.cli.flags import parse_options, parse_pair
 from neuralreg.cli.terminal import Progress, print_table, progress_bar
 from neuralreg.errors import InputError
 

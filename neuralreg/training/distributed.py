@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -73,17 +74,18 @@ class Ranks:
 
 
 @contextmanager
-def ranks(device: torch.device) -> Iterator[Ranks]:
+def ranks(device: torch.device, patience: timedelta | None = None) -> Iterator[Ranks]:
     """Joins the processes that torchrun started (NCCL on GPUs, gloo on CPUs); alone without torchrun.
 
     On GPUs each process takes the one of its local rank. A group that exists already is used and left open.
+    ``patience`` is how long one process waits for another before it takes it for lost; torch's own time by default.
     """
     started = False
     if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
         started = True
     try:
         if dist.is_initialized():

@@ -177,6 +177,19 @@ def label_beside(image: Path) -> Path | None:
 
 def read_csv(path: Path, window: Window | None, keep: float) -> Collection:
     """Columns fixed, moving and perhaps fixed_label, moving_label; paths are relative to the table."""
+    listing = Listing(path.parent, window)
+    pairs = [
+        (
+            listing.add(row["fixed"], row.get("fixed_label")),
+            listing.add(row["moving"], row.get("moving_label")),
+        )
+        for row in pair_table(path, ("fixed_label", "moving_label"))
+    ]
+    return listing.collection(keep, pairs=pairs)
+
+
+def pair_table(path: Path, others: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a csv with the columns fixed and moving, and any of ``others``; both are filled in every row."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         try:
             table = csv.DictReader(file)
@@ -185,23 +198,17 @@ def read_csv(path: Path, window: Window | None, keep: float) -> Collection:
             raise InputError(f"data {path} is not a table ({brief(error)})") from None
     if not {"fixed", "moving"} <= columns:
         raise InputError(
-            f"data {path}: the first line must name the columns fixed,moving[,fixed_label,moving_label]"
+            f"data {path}: the first line must name the columns fixed,moving[,{','.join(others)}]"
         )
-    unknown = columns - {"fixed", "moving", "fixed_label", "moving_label"}
+    unknown = columns - {"fixed", "moving", *others}
     if unknown:
         raise InputError(f"data {path}: unknown columns {', '.join(sorted(str(name) for name in unknown))}")
-    listing = Listing(path.parent, window)
-    pairs: list[tuple[str, str]] = []
-    for row in rows:
+    for line, row in enumerate(rows, 2):
+        if None in row:
+            raise InputError(f"data {path}: line {line} has more cells than the first line names")
         if not row["fixed"] or not row["moving"]:
-            raise InputError(f"data {path}: line {len(pairs) + 2} names no pair")
-        pairs.append(
-            (
-                listing.add(row["fixed"], row.get("fixed_label")),
-                listing.add(row["moving"], row.get("moving_label")),
-            )
-        )
-    return listing.collection(keep, pairs=pairs)
+            raise InputError(f"data {path}: line {line} names no pair")
+    return rows
 
 
 class Listing:
@@ -252,28 +259,19 @@ def read_learn2reg(
     ``registration_val`` pairs, whose images are left out of the training. Label maps are those that ``training`` names,
     or that lie in ``labelsTr`` under the image's name. Test images, masks and keypoints are not read.
     """
-    if path.is_dir():
-        found = sorted(path.glob("*dataset.json"))
-        if len(found) != 1:
-            raise InputError(f"data {path}: expected one *dataset.json in it, found {len(found)}")
-        path = found[0]
+    path, content = learn2reg_content(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         training = [{"image": e} if isinstance(e, str) else e for e in content.get("training", [])]
         images = [(str(entry["image"]), entry.get("label")) for entry in training]
-        paired, held = (
-            [(str(entry["fixed"]), str(entry["moving"])) for entry in content.get(key, [])]
-            for key in ("training_paired_images", "registration_val")
-        )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise InputError(f"data {path} is not a data set of Learn2Reg ({brief(error)})") from None
+    paired, held = (
+        learn2reg_pairs(path, content, key) for key in ("training_paired_images", "registration_val")
+    )
     listing = Listing(path.parent, window, read)
 
     def add(image: str, label: Any = None) -> str:
-        guess = image.replace("imagesTr", "labelsTr")
-        if label is None and guess != image and (path.parent / guess).exists():
-            label = guess
-        return listing.add(image, label if isinstance(label, str) else None)
+        return listing.add(image, label if isinstance(label, str) else learn2reg_label(path, image))
 
     members = [add(image, label) for image, label in images]
     validation = [(add(fixed), add(moving)) for fixed, moving in held]
@@ -285,3 +283,35 @@ def read_learn2reg(
         [pair for pair in pairs if out.isdisjoint(pair)] if pairs else None,
         validation or None,
     )
+
+
+def learn2reg_content(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The ``*_dataset.json`` at ``path``, or the only one in the folder ``path``, and what it holds."""
+    if path.is_dir():
+        found = sorted(path.glob("*dataset.json"))
+        if len(found) != 1:
+            raise InputError(f"data {path}: expected one *dataset.json in it, found {len(found)}")
+        path = found[0]
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"data {path} is not a data set of Learn2Reg ({brief(error)})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"data {path} is not a data set of Learn2Reg (it holds no object)")
+    return path, content
+
+
+def learn2reg_pairs(path: Path, content: dict[str, Any], key: str) -> list[tuple[str, str]]:
+    """The pairs (fixed, moving) that a data set lists under ``key``, as written; none without it."""
+    try:
+        return [(str(entry["fixed"]), str(entry["moving"])) for entry in content.get(key, [])]
+    except (TypeError, KeyError) as error:
+        raise InputError(
+            f"data {path} is not a data set of Learn2Reg ({key}: {type(error).__name__} {brief(error)})"
+        ) from None
+
+
+def learn2reg_label(path: Path, image: str) -> str | None:
+    """The label map that lies in ``labelsTr`` (or the like) under an image's name, where there is one."""
+    guess = image.replace("imagesT", "labelsT")
+    return guess if guess != image and (path.parent / guess).exists() else None
