@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,10 +17,28 @@ import torch
 
 from neuralreg.bench.process import end_with_clean_up
 from neuralreg.errors import InputError, NeuralregError
-from neuralreg.machine import cpu_name
+from neuralreg.machine import cpu_name, package_version
 from neuralreg.writing import atomic_path
 
 PROVENANCE = ("date", "commit", "hardware", "threads", "torch")
+# What a row is of, in all suites, and what most of them measure: bench/results/README.md explains every column
+COMMON = (
+    *PROVENANCE,
+    "versions",
+    "settings",
+    "suite",
+    "case",
+    "part",
+    "contender",
+    "backend",
+    "device",
+    "dtype",
+)
+MEASURES = (
+    *("error", "in_tolerance", "median_ms", "p20_ms", "p80_ms", "cpu_ms"),
+    *("extra_mb", "floor_ms", "rounds", "failed"),
+)
+KEY = ("suite", "case", "part", "contender", "backend", "device", "dtype")  # tells rows of a table apart
 
 
 def provenance(hardware: str | None = None, threads: int | None = None) -> dict[str, Any]:
@@ -31,6 +51,17 @@ def provenance(hardware: str | None = None, threads: int | None = None) -> dict[
         torch.__version__,
     )
     return dict(zip(PROVENANCE, values, strict=True))
+
+
+def versions(device: torch.device) -> str:
+    """neuralreg, Python and, on a GPU, CUDA and its driver."""
+    found = [f"neuralreg {package_version('neuralreg')}", f"Python {platform.python_version()}"]
+    if device.type == "cuda":
+        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(asked, capture_output=True, text=True) if shutil.which(asked[0]) else None
+        found.append(f"CUDA {torch.version.cuda}")
+        found += [f"driver {driver.stdout.split()[0]}"] if driver and driver.stdout else []
+    return ", ".join(found)
 
 
 def commit() -> str:

@@ -1,0 +1,5 @@
+"""The suites of ``neuralreg bench``: a module each, with ``HONOURS``, the options that it heeds, and ``plan``."""
+
+SUITES = {
+    "kernels": "Every op beside other formulations: error, time, memory, floor.",
+}
