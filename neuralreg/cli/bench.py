@@ -80,3 +80,23 @@ def run_suite(
 
 for _name, _help in {**SUITES, "all": "All suites, one after the other."}.items():
     app.command(_name, help=_help)(run_suite)
+
+
+@app.command("compare")
+def compare_tables(
+    before: Annotated[Path, typer.Argument(help="Table of measurements (.csv).")],
+    after: Annotated[Path, typer.Argument(help="Table of the same suites, measured later.")],
+) -> None:
+    """Say what differs beyond the spread of both; exit code 1 where something has become slower, larger or wrong."""
+    from neuralreg.bench.compare import compare
+    from neuralreg.cli.terminal import print_table
+
+    found, notes = compare(before, after)
+    if found:
+        print_table("", [(one.kind, one.name, one.words) for one in found])
+    for note in notes:
+        print(note)
+    regressions = sum(one.regression for one in found)
+    print(f"{regressions} regressions" if regressions else "no regression")
+    if regressions:
+        raise typer.Exit(1)
