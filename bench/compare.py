@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +59,20 @@ def compare(before: Path, after: Path) -> tuple[list[Finding], list[str]]:
         if key not in first:
             wrong = second[key].get("in_tolerance") == "False"
             found.append(Finding("new", _name(key), "out of tolerance" if wrong else ""))
+    notes += _drift([(first[key], second[key]) for key in shared if not key[3].startswith("neuralreg")])
     notes.append(f"{len(shared)} rows compared")
     return sorted(found, key=lambda finding: not finding.regression), notes
+
+
+def _drift(others: list[tuple[Row, Row]]) -> list[str]:
+    """How much the contenders that are not ours have moved: what of a difference may be the machine's."""
+    times = [[_number(row, "median_ms") for row in rows] for rows in others]
+    ratios = [new / old for old, new in times if old and new]
+    if not ratios:
+        return []
+    return [
+        f"contenders that are not neuralreg's took x {statistics.median(ratios):.2f} of their time (median)"
+    ]
 
 
 def _differences(name: str, old: Row, new: Row) -> Iterable[Finding]:

@@ -100,3 +100,22 @@ def compare_tables(
     print(f"{regressions} regressions" if regressions else "no regression")
     if regressions:
         raise typer.Exit(1)
+
+
+@app.command("report")
+def write_report(
+    results: Annotated[Path, typer.Option(help="Folder of tables of measurements.")] = Path("bench/results"),
+    readme: Annotated[
+        Path | None, typer.Option(help="Rewrite the tables between the markers of this file.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Draw the figures into this folder.")] = None,
+) -> None:
+    """Draw the figures and rewrite the README's tables, all from kept rows."""
+    from neuralreg.bench.report import rewrite_file
+    from neuralreg.bench.tables import README
+    from neuralreg.errors import InputError
+
+    if readme is None and out is None:
+        raise InputError("bench report: give --readme, --out, or both")
+    if readme is not None:
+        print(f"{readme}: {'rewritten' if rewrite_file(readme, README, results) else 'unchanged'}")
