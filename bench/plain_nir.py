@@ -177,6 +177,12 @@ def loss_of(network: nn.Module, pair: Pair, options: Options, offset: Tensor) ->
     return options.jacobian_weight * folding(positions, options.stride) - similarity, similarity
 
 
+def draw_offset(pair: Pair, options: Options, generator: torch.Generator) -> Tensor:
+    """Where the next lattice begins."""
+    reach = [min(options.stride, n) for n in pair.grid]
+    return torch.cat([torch.randint(r, (1,), generator=generator) for r in reach])
+
+
 def fit(pair: Pair, options: Options, seed: int = 0) -> tuple[nn.Sequential, list[float]]:
     """The fitted network and the similarity of every iteration."""
     with torch.random.fork_rng(devices=[]):
@@ -188,8 +194,7 @@ def fit(pair: Pair, options: Options, seed: int = 0) -> tuple[nn.Sequential, lis
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda iteration: 1 - slope * iteration)
         history = []
         for _ in range(options.iterations):
-            reach = [min(options.stride, n) for n in pair.grid]
-            offset = torch.cat([torch.randint(r, (1,), generator=generator) for r in reach])
+            offset = draw_offset(pair, options, generator)
             optimiser.zero_grad(set_to_none=True)
             loss, similarity = loss_of(network, pair, options, offset)
             loss.backward()

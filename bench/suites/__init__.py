@@ -2,4 +2,5 @@
 
 SUITES = {
     "kernels": "Every op beside other formulations: error, time, memory, floor.",
+    "iteration": "One optimiser step of every method, part by part, beside plain torch.",
 }

@@ -17,7 +17,7 @@ from rich.text import Text
 from neuralreg.bench.process import end_with_clean_up
 from neuralreg.bench.rows import COMMON, MEASURES, provenance, using_threads, versions, write_rows
 from neuralreg.bench.suites import SUITES
-from neuralreg.bench.suites.plan import Plan, Row, Settings, plan_of
+from neuralreg.bench.suites.plan import Item, Plan, Row, Settings, plan_of
 from neuralreg.errors import InputError
 from neuralreg.kernels import use_backend
 from neuralreg.machine import cpu_name
@@ -56,7 +56,7 @@ def run(names: list[str], settings: Settings, out: Path | None, console: Console
                 mine: list[Row] = []
                 for item in plan.items:
                     advance(f"{name}: {item.name}", plans)
-                    for row in item.run():
+                    for row in _rows_of(item):
                         mine.append({**machine, "suite": name, **row})
                         rows = kept.setdefault(files.get(name), [])
                         rows.append(mine[-1])
@@ -71,6 +71,14 @@ def run(names: list[str], settings: Settings, out: Path | None, console: Console
     for path in dict.fromkeys(files.values()):
         console.print(f"rows in {path}", markup=False, soft_wrap=True)
     return found
+
+
+def _rows_of(item: Item) -> Iterator[Row]:
+    """The item's rows; where its work does not fit what was asked for, one that says why."""
+    try:
+        yield from item.run()
+    except InputError as error:
+        yield {"case": item.name, "contender": "neuralreg", "failed": str(error)}
 
 
 def show_plan(console: Console, name: str, plan: Plan, path: Path | None) -> None:
@@ -89,7 +97,7 @@ def show_rows(console: Console, suite: str, rows: list[Row]) -> None:
     """A table a case, ratios to the first contender; one out of tolerance is shown and not ranked."""
     for case in dict.fromkeys(row["case"] for row in rows):
         mine = [row for row in rows if row["case"] == case]
-        if "median_ms" not in mine[0]:
+        if not any("median_ms" in row for row in mine):
             continue
         table = Table(title=Text(f"{suite}: {case}"), title_justify="left")
         heads = ("contender", "error", "median ms", "p20", "p80", "CPU ms", "MB extra", "x floor", "x ours")
@@ -102,16 +110,17 @@ def show_rows(console: Console, suite: str, rows: list[Row]) -> None:
 
 def cells(row: Row, ours: Row) -> list[str]:
     """A line of the table of a case."""
-    name = " ".join(filter(None, (row["contender"], row.get("part", ""))))
     if row.get("failed"):
-        return [name, str(row["failed"])]
+        return [row["contender"], str(row["failed"])]
+    times = [f"{row[key]:.2f}" for key in ("median_ms", "p20_ms", "p80_ms")]
+    if row.get("part"):
+        return [f"  {row['part']}", "", *times]
     ranked = row["in_tolerance"] is not False
-    floor = row.get("floor_ms") or None
-    error = row["error"]
+    floor, error = row.get("floor_ms"), row["error"]
     return [
-        name,
+        row["contender"],
         ("" if error != error else f"{error:.1e}") + ("" if ranked else " out of tolerance"),
-        *(f"{row[key]:.2f}" for key in ("median_ms", "p20_ms", "p80_ms")),
+        *times,
         f"{row['cpu_ms']:.1f}",
         f"{row['extra_mb']:.0f}",
         f"{row['median_ms'] / floor:.1f}" if floor else "",
@@ -124,7 +133,8 @@ def words_of(row: Row) -> str:
     known = (*COMMON, "rounds")
     own = {k: v for k, v in row.items() if k not in known and v not in ("", None)}
     figures = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in own.items())
-    return f"{row['case']}, {row['contender']}" + (f", {figures}" if figures else "")
+    name = ", ".join(filter(None, (row["case"], row["contender"], row.get("part", ""))))
+    return name + (f", {figures}" if figures else "")
 
 
 def _machine(settings: Settings) -> dict[str, Any]:
