@@ -3,4 +3,5 @@
 SUITES = {
     "kernels": "Every op beside other formulations: error, time, memory, floor.",
     "iteration": "One optimiser step of every method, part by part, beside plain torch.",
+    "memory-scaling": "Peak memory and time of an iteration over cube sizes and points.",
 }

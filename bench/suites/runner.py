@@ -115,13 +115,13 @@ def cells(row: Row, ours: Row) -> list[str]:
     times = [f"{row[key]:.2f}" for key in ("median_ms", "p20_ms", "p80_ms")]
     if row.get("part"):
         return [f"  {row['part']}", "", *times]
-    ranked = row["in_tolerance"] is not False
-    floor, error = row.get("floor_ms"), row["error"]
+    ranked = row.get("in_tolerance") is not False
+    floor, error = row.get("floor_ms"), row.get("error", float("nan"))
     return [
         row["contender"],
         ("" if error != error else f"{error:.1e}") + ("" if ranked else " out of tolerance"),
         *times,
-        f"{row['cpu_ms']:.1f}",
+        f"{row['cpu_ms']:.1f}" if "cpu_ms" in row else "",
         f"{row['extra_mb']:.0f}",
         f"{row['median_ms'] / floor:.1f}" if floor else "",
         f"{row['median_ms'] / ours['median_ms']:.2f}" if ranked and "median_ms" in ours else "-",
