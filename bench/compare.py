@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from neuralreg.bench.rows import KEY, read_rows
+from neuralreg.bench.rows import KEY, OURS, read_rows
 from neuralreg.errors import InputError
 
 # Figures that were taken once have no spread: how much larger, as a factor and in their unit, one has to be to count.
@@ -59,7 +59,7 @@ def compare(before: Path, after: Path) -> tuple[list[Finding], list[str]]:
         if key not in first:
             wrong = second[key].get("in_tolerance") == "False"
             found.append(Finding("new", _name(key), "out of tolerance" if wrong else ""))
-    notes += _drift([(first[key], second[key]) for key in shared if not key[3].startswith("neuralreg")])
+    notes += _drift([(first[key], second[key]) for key in shared if not key[3].startswith(OURS)])
     notes.append(f"{len(shared)} rows compared")
     return sorted(found, key=lambda finding: not finding.regression), notes
 

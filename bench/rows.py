@@ -38,6 +38,8 @@ MEASURES = (
     *("error", "in_tolerance", "median_ms", "p20_ms", "p80_ms", "cpu_ms"),
     *("extra_mb", "floor_ms", "rounds", "failed"),
 )
+# How contenders of ours begin: neuralreg ..., or a method's name as in nir:fast
+OURS = ("neuralreg", "nir:", "ncf:", "nephi:", "ofg:")
 KEY = ("suite", "case", "part", "contender", "backend", "device", "dtype")  # tells rows of a table apart
 
 

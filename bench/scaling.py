@@ -42,7 +42,9 @@ def taken(work: str, size: int, points: int | None, limit_mb: float | None, thre
             any(sign in cost.output.lower() for sign in ("allocate", "memory", "bad_alloc"))
             or cost.code == -9
         )
-        return {"failed": ("more than the memory allowed: " if out else "") + last[:160]}
+        if out:  # what is looked for, not a fault
+            return {"failed": f"more than the memory allowed: {last[:160]}", "beyond_limit": True}
+        return {"failed": last[:200]}
     times = sorted(json.loads(last)["seconds"])
     return {
         "median_ms": 1e3 * statistics.median(times),
@@ -97,7 +99,7 @@ def voxel_step(name: str, shape: tuple[int, ...]) -> Callable[[], Any]:
         loss = functools.partial(network_step, network, fixed, moving)
     else:
         parameters = [torch.zeros(1, 3, *shape, requires_grad=True) for _ in range(2)]
-        loss = functools.partial(two_way_loss, *parameters, fixed, moving)
+        loss = functools.partial(two_way_loss, parameters[0], parameters[1], fixed, moving)
     optimiser = torch.optim.Adam(parameters, lr=1e-4)
 
     def step() -> None:
