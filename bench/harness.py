@@ -6,9 +6,11 @@ import ctypes
 import functools
 import gc
 import math
+import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,7 +111,11 @@ def measure(case: Case, device: torch.device, rounds: int, budget: float) -> lis
 
     Rounds end early once ``budget`` seconds are spent, though never before three.
     """
-    truth = case.truth()
+    try:
+        truth = case.truth()
+    except RuntimeError as error:  # no memory, or a forced backend that has no float64
+        words = f"no truth to hold it against: {str(error).strip().splitlines()[-1][:160]}"
+        return [Measurement(name, float("nan"), failed=words) for name in case.contenders]
     found = [checked(name, step, truth) for name, step in case.contenders.items()]
     del truth
     sound = [one for one in found if not one.failed]
@@ -176,6 +182,33 @@ def _flushed(device: torch.device) -> Tensor:
 def flush_cache(device: torch.device) -> None:
     """Fills a GPU's second-level cache with something else, as the rest of an iteration would."""
     _flushed(device).zero_()
+
+
+def free_bytes() -> float:
+    """What the system says is available; NaN where it does not say."""
+    try:
+        with open("/proc/meminfo") as lines:
+            line = next(line for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return float("nan")
+    return float(line.split()[1]) * 1024
+
+
+@contextmanager
+def within_free_memory(device: torch.device) -> Iterator[None]:
+    """On a CPU, what does not fit into nine tenths of the free memory is an error, in place of the end of the process."""
+    free = free_bytes()
+    if device.type != "cpu" or math.isnan(free):
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = int(resident_bytes("VmData") + 0.9 * free)
+    soft = wanted if before[0] == resource.RLIM_INFINITY else min(wanted, before[0])
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def extra_bytes(step: Step, device: torch.device) -> float:

@@ -33,7 +33,7 @@ def rows(name: str, settings: Settings):
     ],
 )
 def test_a_step_agrees_with_float64_and_has_its_parts(name, parts):
-    found = rows(name, Settings(quick=True, size="16", seconds=0))
+    found = rows(name, Settings(quick=True, size="16", peers="plain torch", seconds=0))
     whole = [row for row in found if not row.get("part")]
     assert [row["contender"] for row in whole] == ["neuralreg", "plain torch"]
     assert all(row["error"] < 1e-3 and row["in_tolerance"] for row in whole)
@@ -50,8 +50,8 @@ def test_the_plain_nir_takes_the_same_step():
 
 
 def test_a_wrong_step_is_out_of_tolerance(monkeypatch):
-    right = nir.lattice_regularity
-    monkeypatch.setattr(nir, "lattice_regularity", lambda u, **weights: 3 * right(u, **weights))
+    right = nir.sampled_similarity
+    monkeypatch.setattr(nir, "sampled_similarity", lambda *pair, **words: 1.2 * right(*pair, **words))
     work = Work("nir", "fast")
     wrong = iteration._seeded(work.make(SHAPE, CPU).loss_and_gradients)()
     monkeypatch.undo()
@@ -69,11 +69,13 @@ def test_parts_sum_up_to_the_step(monkeypatch):
 
 
 def test_points_are_as_many_as_asked(monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        nir.Downsize, "__init__", lambda self, grid, stride, *rest, **more: asked.append(stride)
-    )
-    monkeypatch.setattr(nir.Downsize, "shape", SHAPE, raising=False)
+    asked, right = [], nir.Downsize
+
+    def spying(grid, stride, *rest, **more):
+        asked.append(stride)
+        return right(grid, stride, *rest, **more)
+
+    monkeypatch.setattr(nir, "Downsize", spying)
     for points in (600, 5000):
         Work("nir", "fast").make(SHAPE, CPU, points=points)
     assert asked[1::2] == [2, 1], "the smallest strides that leave so many of 4096 voxels"

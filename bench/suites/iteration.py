@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from neuralreg.bench import plain_nir
-from neuralreg.bench.harness import Measurement, checked, in_turn, smooth_pair
+from neuralreg.bench.harness import Measurement, checked, in_turn, smooth_pair, within_free_memory
 from neuralreg.bench.parts import parts_of
 from neuralreg.bench.steps import METHODS, Step, Work, away, in_float64
 from neuralreg.bench.suites.plan import Item, Plan, Row, Settings
@@ -79,13 +79,22 @@ def _usual(settings: Settings) -> tuple[tuple[int, ...], ...]:
 
 def _others(work: Work, settings: Settings) -> list[str]:
     others = [PLAIN] if settings.quick else [PLAIN, COMPILED]
-    return [*others, MODULES] if (work.method, work.preset) == ("nir", "paper-displacement") else others
+    if (work.method, work.preset) == ("nir", "paper-displacement") and settings.where.type == "cpu":
+        others.append(MODULES)
+    return others
 
 
 def rows_of(
     name: str, work: Work, size: tuple[int, ...], device: torch.device, others: list[str], settings: Settings
 ) -> Iterator[Row]:
     """Whole steps in turn, one row a contender; then their parts, a row each, where the step is not compiled."""
+    with within_free_memory(device):
+        yield from _rows_of(name, work, size, device, others, settings)
+
+
+def _rows_of(
+    name: str, work: Work, size: tuple[int, ...], device: torch.device, others: list[str], settings: Settings
+) -> Iterator[Row]:
     truth = _truth(work, size, device)
     contenders = {"neuralreg": None, **dict.fromkeys(others, "reference")}
     found: dict[str, Measurement] = {}

@@ -11,7 +11,15 @@ from functools import cache, partial
 import torch
 
 from neuralreg.bench import kernels
-from neuralreg.bench.harness import Case, Measurement, Setup, bandwidth, measure, product_rate
+from neuralreg.bench.harness import (
+    Case,
+    Measurement,
+    Setup,
+    bandwidth,
+    measure,
+    product_rate,
+    within_free_memory,
+)
 from neuralreg.bench.suites.plan import Item, Plan, Row, Settings, missing_package
 
 HONOURS = frozenset({"quick", "backend", "device", "dtype", "size", "peers", "filter", "threads", "seconds"})
@@ -46,7 +54,8 @@ def rows_of(family: str, setup: Setup, settings: Settings, words: str | None) ->
             continue
         chosen = {k: v for k, v in case.contenders.items() if k.startswith(OURS) or settings.wants_peer(k)}
         one = replace(case, contenders=chosen)
-        found = measure(one, setup.device, rounds=5 if setup.quick else 15, budget=most)
+        with within_free_memory(setup.device):
+            found = measure(one, setup.device, rounds=5 if setup.quick else 15, budget=most)
         floor = max(case.floor_bytes / speed, case.flops / rate)
         yield from (row(case, measured, floor) for measured in found)
 

@@ -7,12 +7,14 @@ rows of this run and says which cubes fit; where that lies beyond what was measu
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from functools import partial
 
 import torch
 
+from neuralreg.bench.harness import free_bytes
 from neuralreg.bench.rows import numbers
 from neuralreg.bench.scaling import VOXEL, WORKS, bare, fits, taken
 from neuralreg.bench.suites.plan import Item, Plan, Row, Settings
@@ -127,12 +129,10 @@ def megabytes(text: str, flag: str) -> float:
 
 def free_memory() -> float:
     """Nine tenths of what the system says is available, in MB."""
-    try:
-        with open("/proc/meminfo") as lines:
-            line = next(line for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        raise InputError("this system does not say how much memory is free: give --limit") from None
-    return 0.9 * float(line.split()[1]) * 1024 / 1e6
+    free = free_bytes()
+    if math.isnan(free):
+        raise InputError("this system does not say how much memory is free: give --limit")
+    return 0.9 * free / 1e6
 
 
 def _cube(size: tuple[int, ...]) -> int:
