@@ -196,7 +196,7 @@ def free_bytes() -> float:
 
 @contextmanager
 def within_free_memory(device: torch.device) -> Iterator[None]:
-    """On a CPU, what does not fit into nine tenths of the free memory is an error, in place of the end of the process."""
+    """On a CPU, what does not fit into nine tenths of the free memory is an error, not the end of the process."""
     free = free_bytes()
     if device.type != "cpu" or math.isnan(free):
         yield
