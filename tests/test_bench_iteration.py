@@ -33,9 +33,10 @@ def rows(name: str, settings: Settings):
     ],
 )
 def test_a_step_agrees_with_float64_and_has_its_parts(name, parts):
-    found = rows(name, Settings(quick=True, size="16", peers="plain torch", seconds=0))
+    peers = "plain torch" if name == "nir fast," else "none"
+    found = rows(name, Settings(quick=True, size="16", peers=peers, seconds=0))
     whole = [row for row in found if not row.get("part")]
-    assert [row["contender"] for row in whole] == ["neuralreg", "plain torch"]
+    assert [row["contender"] for row in whole] == ["neuralreg", *(["plain torch"] if peers != "none" else [])]
     assert all(row["error"] < 1e-3 and row["in_tolerance"] for row in whole)
     mine = {row["part"]: row for row in found if row.get("part") and row["contender"] == "neuralreg"}
     assert parts | {"rest"} == mine.keys()
