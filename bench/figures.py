@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralreg.bench.parts import PARTS
-from neuralreg.bench.rows import OURS, read_rows
+from neuralreg.bench.rows import KEY, OURS, read_rows
 from neuralreg.errors import InputError
 from neuralreg.figure import require_matplotlib
 from neuralreg.writing import atomic_path
@@ -25,11 +25,14 @@ def draw_all(folder: Path, out: Path) -> list[Path]:
         InputError: no row for any figure, or matplotlib is missing.
     """
     require_matplotlib()
-    rows: dict[str, list[Row]] = {}
+    last: dict[tuple[str, ...], Row] = {}  # what was measured again stands for what was measured before
     for path in sorted(folder.glob("*.csv")):
         for row in read_rows(path):
             if not row.get("failed") and row.get("settings") is not None:
-                rows.setdefault(row["suite"], []).append(row)
+                last[tuple(row[name] for name in KEY)] = row
+    rows: dict[str, list[Row]] = {}
+    for row in last.values():
+        rows.setdefault(row["suite"], []).append(row)
     files = []
     out.mkdir(parents=True, exist_ok=True)
     for suite, draw in FIGURES.items():

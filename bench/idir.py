@@ -17,14 +17,11 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from neuralreg.bench.pairs import prepare
-from neuralreg.bench.plain_nir import Sine, dense_displacement, read_moving
+from neuralreg.bench.plain_nir import Sine, given_options, read_moving, register_files
 from neuralreg.bench.rows import run_command
-from neuralreg.cli.register import parse_options, parse_pair
 from neuralreg.images import read_mask
 from neuralreg.options import resolve
 from neuralreg.pair import Pair
-from neuralreg.transforms import Transform, read_affine
 
 EPS = 1e-10
 
@@ -124,16 +121,10 @@ def main(
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
 ) -> None:
     """Register a moving image to a fixed image with IDIR in plain torch."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    given = parse_options(option or []) | ({} if iterations is None else {"iterations": iterations})
-    options = resolve(PRESETS, preset, given, "idir")
-    initial = None if initial_transform is None else read_affine(initial_transform)
-    pair, target, source = prepare(fixed, moving, initial, parse_pair("--window", window))
+    options = resolve(PRESETS, preset, given_options(option, iterations), "idir")
     mask = None if fixed_mask is None else read_mask(fixed_mask).data
-    network = fit(pair, options, seed, mask)
-    displacement = dense_displacement(network, pair.grid)
-    Transform(displacement, target.geometry, source.geometry, initial).save(transform_out)
+    files = (fixed, moving, transform_out)
+    register_files(files, initial_transform, window, threads, lambda pair: fit(pair, options, seed, mask))
 
 
 if __name__ == "__main__":

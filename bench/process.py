@@ -74,7 +74,7 @@ class Area(threading.Thread):
         self.pid, self.value, self.ended = pid, 0.0, threading.Event()
 
     def run(self) -> None:
-        if not Path(f"/proc/{self.pid}").exists() and not Path("/proc/self").exists():
+        if not Path("/proc/self/statm").exists():
             self.value = float("nan")
             return
         before, held = time.perf_counter(), _resident_mb(self.pid)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from neuralreg.bench import figures, idir, peers, registration
+from neuralreg.bench import figures, idir, peers, plain_nir, registration
 from neuralreg.bench.pairs import PairSet
 from neuralreg.bench.process import run
 from neuralreg.bench.rows import provenance, write_rows
@@ -142,7 +142,7 @@ def test_idir_pulls_two_images_together():
     options = idir.Options(hidden=(32, 32), points=500, iterations=60, lr=1e-3, weight=0.01)
     before = correlation_of(torch.zeros(3, *SHAPE), images)
     network = idir.fit(Pair(*images, torch.eye(3, 4)), options)
-    after = correlation_of(idir.dense_displacement(network, SHAPE), images)
+    after = correlation_of(plain_nir.dense_displacement(network, SHAPE), images)
     assert after > before + 0.02
 
 
@@ -157,6 +157,7 @@ def correlation_of(displacement: torch.Tensor, images: list[torch.Tensor]) -> fl
 
 def test_figures_are_drawn_from_rows_and_again_the_same(tmp_path):
     common = {**provenance(), "settings": "", "part": "", "in_tolerance": True}
+    common |= {"backend": "auto", "device": "cpu", "dtype": "float32"}
     rows = [
         {**common, "suite": "kernels", "case": "op", "contender": name, "median_ms": time}
         for name, time in (("neuralreg", 1.0), ("torch", 8.0))

@@ -31,10 +31,10 @@ def python() -> str:
     Raises:
         InputError: NEURALREG_PEERS names no executable.
     """
-    named = os.environ.get("NEURALREG_PEERS") or sys.executable
-    if shutil.which(named) is None:
+    named = os.environ.get("NEURALREG_PEERS")
+    if named and shutil.which(named) is None:
         raise InputError(f"NEURALREG_PEERS: there is no executable {named!r}")
-    return named
+    return named or sys.executable
 
 
 @functools.cache

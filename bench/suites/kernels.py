@@ -48,7 +48,7 @@ def plan(settings: Settings) -> Plan:
 def rows_of(family: str, setup: Setup, settings: Settings, words: str | None) -> Iterator[Row]:
     """A row a contender of every case."""
     speed, rate = floors(setup.device)
-    most = settings.seconds or (3 if setup.quick else 60)
+    most = settings.seconds or (1.5 if setup.quick else 60)
     for case in importlib.import_module(f"{kernels.__name__}.{family}").cases(setup):
         if words and words not in case.work and words not in case.op:
             continue

@@ -22,8 +22,8 @@ from neuralreg.errors import InputError
 from neuralreg.memory import MB
 
 HONOURS = frozenset({"quick", "size", "points", "peers", "filter", "threads", "limit", "budget"})
-EDGES, QUICK_EDGES = (64, 96, 128, 160, 192, 256, 320, 384, 512, 640), (24, 32, 40)
-POINTS, QUICK_POINTS = (10_000, 30_000, 100_000, 300_000, 1_000_000), (1000, 4000)
+EDGES, QUICK_EDGES = (64, 96, 128, 160, 192, 256, 320, 384, 512, 640), (24, 40)
+POINTS, QUICK_POINTS = (10_000, 30_000, 100_000, 300_000, 1_000_000), (4000,)
 UNITS = {"KB": 1e-3, "MB": 1.0, "GB": 1e3, "TB": 1e6}
 
 

@@ -52,7 +52,7 @@ BASELINES: dict[tuple[str, str], list[dict[str, str]]] = {
     },
 }
 QUICK = {
-    "nir": _iterations(10, 40),
+    "nir": _iterations(20),
     "ncf": _iterations(20),
     "plain-nir": _iterations(20),
     "idir": _iterations(20),
