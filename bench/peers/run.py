@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -16,8 +17,9 @@ def main(words):
             sys.exit(1)
         print(importlib.metadata.version(peer["PACKAGE"]))
         return
-    fixed, moving, out, threads, options = words[1:]
-    peer["register"](fixed, moving, out, int(threads), **json.loads(options))
+    fixed, moving, out = (str(Path(word).resolve()) for word in words[1:4])
+    os.chdir(Path(out).parent)  # where some leave more files than they were asked for
+    peer["register"](fixed, moving, out, int(words[4]), **json.loads(words[5]))
 
 
 if __name__ == "__main__":
