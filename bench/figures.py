@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def draw_all(folder: Path, out: Path) -> list[Path]:
     last: dict[tuple[str, ...], Row] = {}  # what was measured again stands for what was measured before
     for path in sorted(folder.glob("*.csv")):
         for row in read_rows(path):
-            if not row.get("failed") and row.get("settings") is not None:
+            if row.get("settings") is not None:
                 last[tuple(row[name] for name in KEY)] = row
     rows: dict[str, list[Row]] = {}
     for row in last.values():
@@ -36,7 +36,9 @@ def draw_all(folder: Path, out: Path) -> list[Path]:
     files = []
     out.mkdir(parents=True, exist_ok=True)
     for suite, draw in FIGURES.items():
-        picture = draw(rows.get(suite, []))
+        mine = rows.get(suite, [])
+        sound = [row for row in mine if not row.get("failed")]
+        picture = draw(sound) if suite != "memory-scaling" else memory_scaling(sound, beyond_limit(mine))
         if picture is not None:
             files.append(out / f"{suite}.png")
             _save(picture, files[-1])
@@ -93,8 +95,16 @@ def iteration(rows: list[Row]) -> Any:
     return picture
 
 
-def memory_scaling(rows: list[Row]) -> Any:
-    """Peak memory beyond imports over the cube's edge and over points, and seconds over the edge."""
+def beyond_limit(rows: list[Row]) -> set[str]:
+    """The contenders that the memory allowed has stopped on their way to larger cubes."""
+    return {row["contender"] for row in rows if row.get("beyond_limit") and not row.get("points")}
+
+
+def memory_scaling(rows: list[Row], stopped: Collection[str] = ()) -> Any:
+    """Peak memory beyond imports over the cube's edge and over points, and seconds over the edge.
+
+    A cross marks the largest cube that fits of a contender that was ``stopped`` by its limit.
+    """
     measured = [row for row in rows if row.get("extra_mb")]
     if not measured:
         return None
@@ -107,7 +117,12 @@ def memory_scaling(rows: list[Row]) -> Any:
         for name in dict.fromkeys(row["contender"] for row in mine):
             one = sorted((float(row[over]), float(row[up])) for row in mine if row["contender"] == name)
             style = "-" if name.startswith(OURS) else "--"
-            axes.plot(*zip(*one, strict=True), style, marker="o", label=name)
+            (line,) = axes.plot(*zip(*one, strict=True), style, marker="o", label=name)
+            if name in stopped and (over, up) == ("size", "extra_mb"):
+                axes.plot(
+                    *one[-1], "X", markersize=11, color=line.get_color(), label=f"{name}: largest that fits"
+                )
+        axes.set_visible(bool(mine))
         axes.set(
             yscale="log", ylabel={"extra_mb": "peak memory beyond imports (MB)"}.get(up, "ms an iteration")
         )

@@ -180,6 +180,9 @@ def test_figures_are_drawn_from_rows_and_again_the_same(tmp_path):
         for n, points in ((24, ""), (32, ""), (32, 1000))
     ]  # fmt: skip
     rows += [
+        {**rows[-1], "case": "cube 40", "size": 40, "points": "", "failed": "no memory", "beyond_limit": True}
+    ]
+    rows += [
         {**common, "suite": "registration", "case": "a/b", "contender": f"nir:fast[{n}]", "series": "nir:fast",
          "dice": 0.5 + n / 100, "cpu_s": float(n)}
         for n in (1, 2)

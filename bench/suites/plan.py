@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from neuralreg.errors import InputError
+from neuralreg.registration import pick_device
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 Row = dict[str, Any]
@@ -46,15 +47,7 @@ class Settings:
         Raises:
             InputError: no such device here.
         """
-        try:
-            device = torch.device(self.device or "cpu")
-        except RuntimeError:
-            raise InputError(f"--device {self.device}: give cpu, cuda or cuda:N") from None
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError(f"--device {self.device}: no CUDA device here")
-        if device.type not in ("cpu", "cuda"):
-            raise InputError(f"--device {self.device}: give cpu, cuda or cuda:N")
-        return device
+        return pick_device(self.device or "cpu")
 
     @property
     def type(self) -> torch.dtype:

@@ -55,7 +55,7 @@ QUICK = {
     "nir": _iterations(20),
     "ncf": _iterations(20),
     "plain-nir": _iterations(20),
-    "idir": _iterations(5),
+    "idir": _iterations(2),
 }
 
 
