@@ -55,11 +55,14 @@ lint: $(READY)
 	$(PY) -m mypy neuralreg
 	$(dir $(shell command -v $(PY)))clang-format --dry-run -Werror $(CPP)
 
+# make bench BENCH="kernels --filter lncc" measures something else; rows and figures are in out/bench.
+BENCH ?= all --quick
 bench: native
-	$(PY) -m neuralreg.bench $(ARGS)
+	$(NEURALREG) bench $(BENCH) --out out/bench $(ARGS)
+	$(NEURALREG) bench report --results out/bench --out out/bench
 
 # The CUDA module for the machine's own card, or NEURALREG_CUDA_ARCHS=80,90, where there is an nvcc; then the tests
-# marked gpu run what serves on the card.
+# marked gpu run what serves on the card, and the benchmarks measure it: rows in $OUT, or out/gpu.
 NVCC = $(or $(shell command -v nvcc),$(wildcard $(CUDA_HOME)/bin/nvcc))
 gpu: $(READY)
 	@$(if $(NVCC),,echo "no nvcc found: the cuda backend is left out")
@@ -67,6 +70,11 @@ gpu: $(READY)
 	    $(PY) setup.py -q build_ext --inplace
 	@$(PY) -m pytest -q -m gpu $(ARGS) || \
 	    { test $$? -eq 5 && echo "no test of this version is marked gpu: nothing has run on a GPU"; }
+	@$(PY) -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || \
+	    { echo "no CUDA device: nothing is measured"; exit 0; }; \
+	status=0; for backend in $(if $(NVCC),cuda) triton; do for suite in kernels iteration; do \
+	    $(NEURALREG) bench $$suite --device cuda --backend $$backend --out "$${OUT:-out/gpu}" || status=1; \
+	done; done; exit $$status
 
 # Compiles every kernel for three architectures and prints registers and spills; no GPU is needed.
 cuda-check:

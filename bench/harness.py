@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
+import math
+import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Step = Callable[[], tuple[Tensor, ...]]
+CUDA_CACHE = 1 << 28  # bytes that are written before a step on a GPU: more than any second-level cache holds
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all cases of the kernels are made on: where, in which type, and on which volumes."""
+
+    device: torch.device
+    quick: bool = False
+    dtype: torch.dtype = torch.float32
+    sizes: tuple[tuple[int, ...], ...] = ()
+
+    def volumes(self) -> list[tuple[int, ...]]:
+        """Volumes that are measured: those asked for, or small, usual and large."""
+        usual = [(64, 64, 64)] if self.quick else [(96, 96, 96), (160, 192, 224), (256, 256, 256)]
+        return list(self.sizes or usual)
+
+    @property
+    def main(self) -> tuple[int, ...]:
+        """Where one volume has to do: the usual one."""
+        volumes = self.volumes()
+        return volumes[min(1, len(volumes) - 1)]
+
+    def lattice(self, stride: int) -> tuple[int, ...]:
+        """Points of a lattice over the main volume: 54x64x75 of 160x192x224 with stride 3."""
+        return tuple(-(-n // stride) for n in self.main)
 
 
 @dataclass(frozen=True)
@@ -47,6 +78,7 @@ class Measurement:
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     extra_bytes: float = float("nan")
+    failed: str = ""  # its last words, where it raised an error; it is not timed then
 
     def quantile(self, share: float) -> float:
         """Of the wall times."""
@@ -57,16 +89,53 @@ class Measurement:
     def median(self) -> float:
         return statistics.median(self.wall)
 
+    def row(self, tolerance: float, floor: float | None = None) -> dict[str, Any]:
+        """The columns of a table of measurements."""
+        if self.failed:
+            return {"failed": self.failed}
+        return {
+            "error": self.error,
+            "in_tolerance": "" if math.isnan(self.error) else self.error <= tolerance,
+            "median_ms": self.median * 1e3,
+            "p20_ms": self.quantile(0.2) * 1e3,
+            "p80_ms": self.quantile(0.8) * 1e3,
+            "cpu_ms": statistics.median(self.cpu) * 1e3,
+            "extra_mb": self.extra_bytes / 1e6,
+            "floor_ms": "" if floor is None else floor * 1e3,
+            "rounds": len(self.wall),
+        }
+
 
 def measure(case: Case, device: torch.device, rounds: int, budget: float) -> list[Measurement]:
     """Every contender of a case: checked, then timed round by round in alternating order, then weighed.
 
     Rounds end early once ``budget`` seconds are spent, though never before three.
     """
-    truth = case.truth()
-    found = [Measurement(name, relative_error(step(), truth)) for name, step in case.contenders.items()]
+    try:
+        truth = case.truth()
+    except RuntimeError as error:  # no memory, or a forced backend that has no float64
+        words = f"no truth to hold it against: {str(error).strip().splitlines()[-1][:160]}"
+        return [Measurement(name, float("nan"), failed=words) for name in case.contenders]
+    found = [checked(name, step, truth) for name, step in case.contenders.items()]
     del truth
-    steps = list(case.contenders.values())
+    sound = [one for one in found if not one.failed]
+    in_turn(sound, [case.contenders[one.contender] for one in sound], device, rounds, budget)
+    return found
+
+
+def checked(name: str, step: Step, truth: tuple[Tensor, ...]) -> Measurement:
+    """The first call of a contender: its error, or its last words where it cannot do the work here."""
+    try:
+        return Measurement(name, relative_error(step(), truth))
+    except (RuntimeError, NotImplementedError) as error:  # no kernel, no memory, no compiler
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        return Measurement(name, float("nan"), failed=words[-1][:200])
+
+
+def in_turn(
+    found: list[Measurement], steps: list[Step], device: torch.device, rounds: int, budget: float
+) -> None:
+    """Times steps that have run before, round by round in alternating order, then weighs them."""
     started = time.perf_counter()
     for turn in range(rounds):
         order = range(len(steps)) if turn % 2 == 0 else reversed(range(len(steps)))
@@ -78,7 +147,6 @@ def measure(case: Case, device: torch.device, rounds: int, budget: float) -> lis
             break
     for measurement, step in zip(found, steps, strict=True):
         measurement.extra_bytes = extra_bytes(step, device)
-    return found
 
 
 def relative_error(results: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> float:
@@ -91,8 +159,9 @@ def relative_error(results: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> fl
 
 
 def timed(step: Step, device: torch.device) -> tuple[float, float]:
-    """Wall and CPU seconds of one step; on a GPU the wall time lies between two events."""
+    """Wall and CPU seconds of one step; on a GPU the wall time lies between two events, behind a cold cache."""
     if device.type == "cuda":
+        flush_cache(device)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
         start.record()
@@ -103,6 +172,43 @@ def timed(step: Step, device: torch.device) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     step()
     return time.perf_counter() - wall, time.process_time() - cpu
+
+
+@functools.cache
+def _flushed(device: torch.device) -> Tensor:
+    return torch.empty(CUDA_CACHE, dtype=torch.int8, device=device)
+
+
+def flush_cache(device: torch.device) -> None:
+    """Fills a GPU's second-level cache with something else, as the rest of an iteration would."""
+    _flushed(device).zero_()
+
+
+def free_bytes() -> float:
+    """What the system says is available; NaN where it does not say."""
+    try:
+        with open("/proc/meminfo") as lines:
+            line = next(line for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return float("nan")
+    return float(line.split()[1]) * 1024
+
+
+@contextmanager
+def within_free_memory(device: torch.device) -> Iterator[None]:
+    """On a CPU, what does not fit into nine tenths of the free memory is an error, not the end of the process."""
+    free = free_bytes()
+    if device.type != "cpu" or math.isnan(free):
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = int(resident_bytes("VmData") + 0.9 * free)
+    soft = wanted if before[0] == resource.RLIM_INFINITY else min(wanted, before[0])
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def extra_bytes(step: Step, device: torch.device) -> float:
@@ -161,16 +267,13 @@ def gradient_step(
     return step
 
 
-def smooth_pair(size: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def smooth_pair(
+    size: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     """Two images (1, 1, *size) in [0, 1] that resemble each other as a registered pair does."""
     random = torch.Generator().manual_seed(0)
     coarse = torch.rand(2, 1, *[max(2, n // 6) for n in size], generator=random)
     mode = "bilinear" if len(size) == 2 else "trilinear"
     fixed, other = torch.nn.functional.interpolate(coarse, size=size, mode=mode, align_corners=True)[:, None]
     noise = torch.rand(1, 1, *size, generator=random)
-    return fixed.to(device), (0.6 * fixed + 0.3 * other + 0.1 * noise).to(device)
-
-
-def sizes(quick: bool) -> Iterator[tuple[int, ...]]:
-    """Volumes that are measured."""
-    yield from [(64, 64, 64)] if quick else [(96, 96, 96), (160, 192, 224), (256, 256, 256)]
+    return fixed.to(device, dtype), (0.6 * fixed + 0.3 * other + 0.1 * noise).to(device, dtype)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -177,6 +178,12 @@ def loss_of(network: nn.Module, pair: Pair, options: Options, offset: Tensor) ->
     return options.jacobian_weight * folding(positions, options.stride) - similarity, similarity
 
 
+def draw_offset(pair: Pair, options: Options, generator: torch.Generator) -> Tensor:
+    """Where the next lattice begins."""
+    reach = [min(options.stride, n) for n in pair.grid]
+    return torch.cat([torch.randint(r, (1,), generator=generator) for r in reach])
+
+
 def fit(pair: Pair, options: Options, seed: int = 0) -> tuple[nn.Sequential, list[float]]:
     """The fitted network and the similarity of every iteration."""
     with torch.random.fork_rng(devices=[]):
@@ -188,8 +195,7 @@ def fit(pair: Pair, options: Options, seed: int = 0) -> tuple[nn.Sequential, lis
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda iteration: 1 - slope * iteration)
         history = []
         for _ in range(options.iterations):
-            reach = [min(options.stride, n) for n in pair.grid]
-            offset = torch.cat([torch.randint(r, (1,), generator=generator) for r in reach])
+            offset = draw_offset(pair, options, generator)
             optimiser.zero_grad(set_to_none=True)
             loss, similarity = loss_of(network, pair, options, offset)
             loss.backward()
@@ -228,6 +234,27 @@ def plain_options(preset: str = "paper-displacement", **overrides: object) -> Op
     return options
 
 
+def given_options(option: list[str] | None, iterations: int | None) -> dict[str, Any]:
+    """What the command line says about a baseline's options."""
+    return parse_options(option or []) | ({} if iterations is None else {"iterations": iterations})
+
+
+def register_files(
+    files: tuple[Path, Path, Path],
+    initial_transform: Path | None,
+    window: str | None,
+    threads: int | None,
+    find: Callable[[Pair], nn.Module],
+) -> None:
+    """A baseline from files to file, fixed, moving and transform; ``find`` fits a network to the pair."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    initial = None if initial_transform is None else read_affine(initial_transform)
+    pair, target, source = prepare(files[0], files[1], initial, parse_pair("--window", window))
+    displacement = dense_displacement(find(pair), pair.grid)
+    Transform(displacement, target.geometry, source.geometry, initial).save(files[2])
+
+
 def main(
     fixed: Annotated[Path, typer.Option(help="The image whose grid the result has.")],
     moving: Annotated[Path, typer.Option(help="The image that is deformed onto it.")],
@@ -240,15 +267,9 @@ def main(
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
 ) -> None:
     """Register a moving image to a fixed image with NIR's displacement scheme in plain torch."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    given = parse_options(option or []) | ({} if iterations is None else {"iterations": iterations})
-    options = plain_options(**given)
-    initial = None if initial_transform is None else read_affine(initial_transform)
-    pair, target, source = prepare(fixed, moving, initial, parse_pair("--window", window))
-    network, _ = fit(pair, options, seed)
-    displacement = dense_displacement(network, pair.grid)
-    Transform(displacement, target.geometry, source.geometry, initial).save(transform_out)
+    options = plain_options(**given_options(option, iterations))
+    files = (fixed, moving, transform_out)
+    register_files(files, initial_transform, window, threads, lambda pair: fit(pair, options, seed)[0])
 
 
 if __name__ == "__main__":

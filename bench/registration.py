@@ -5,6 +5,7 @@ Seconds and memory are those of the whole process: imports, reading, registratio
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,17 +20,18 @@ from neuralreg.bench.pairs import RealPair, find_names, load_pair
 from neuralreg.bench.process import run
 from neuralreg.bench.rows import PROVENANCE, provenance, run_command, write_rows
 from neuralreg.bench.scores import SCORES, score
-from neuralreg.bench.tools import Settings, Task, Tool, parse_tools
+from neuralreg.bench.tools import BASELINES, Settings, Task, Tool, parse_tools
+from neuralreg.errors import InputError
 from neuralreg.writing import check_writable
 
-COSTS = ("wall_s", "cpu_s", "peak_mb")
+COSTS = ("wall_s", "cpu_s", "peak_mb", "area_mb_s")
 COLUMNS = (
     *(*PROVENANCE, "pair", "tool", "iterations", "options", "seed", "masks"),
     *SCORES,
     *COSTS,
     "error",
 )
-DIGITS = {"folds_percent": 4, "folds_percent_mask": 4, "wall_s": 1, "cpu_s": 1, "peak_mb": 0}
+DIGITS = {"folds_percent": 4, "folds_percent_mask": 4, "wall_s": 1, "cpu_s": 1, "peak_mb": 0, "area_mb_s": 0}
 
 
 def main(
@@ -80,7 +82,7 @@ def main(
 
 def one_row(pair: RealPair, tool: Tool, settings: Settings, keep: Path | None = None) -> dict[str, Any]:
     """Runs one tool on one pair and scores what it leaves; a tool that fails gives a row with its last words."""
-    neural = tool.kind not in ("greedy", "identity")
+    neural = tool.ours or tool.kind in BASELINES
     row: dict[str, Any] = {
         **dict.fromkeys(COLUMNS, ""),
         **provenance(threads=settings.threads),
@@ -93,10 +95,14 @@ def one_row(pair: RealPair, tool: Tool, settings: Settings, keep: Path | None = 
     }
     with tempfile.TemporaryDirectory() as folder:
         task = Task.write(pair, Path(folder))
-        command = tool.command(task, settings)
+        try:
+            command = tool.command(task, settings)
+        except InputError as error:  # a pair that the tool cannot take
+            return row | {"error": str(error)}
         if command is not None:
             cost = run(command, {"OMP_NUM_THREADS": str(settings.threads)})
             row |= {"wall_s": cost.wall_seconds, "cpu_s": cost.cpu_seconds, "peak_mb": cost.peak_mb}
+            row["area_mb_s"] = "" if math.isnan(cost.area_mb_s) else cost.area_mb_s
             if cost.code != 0 or not task.result.is_file():
                 words = cost.output.strip().splitlines() or ["no output"]
                 return row | {"error": f"exit code {cost.code}: {words[-1]}"}

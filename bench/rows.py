@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,10 +17,30 @@ import torch
 
 from neuralreg.bench.process import end_with_clean_up
 from neuralreg.errors import InputError, NeuralregError
-from neuralreg.machine import cpu_name
-from neuralreg.writing import atomic_path
+from neuralreg.machine import cpu_name, package_version
+from neuralreg.writing import atomic_path, brief
 
 PROVENANCE = ("date", "commit", "hardware", "threads", "torch")
+# What a row is of, in all suites, and what most of them measure: bench/results/README.md explains every column
+COMMON = (
+    *PROVENANCE,
+    "versions",
+    "settings",
+    "suite",
+    "case",
+    "part",
+    "contender",
+    "backend",
+    "device",
+    "dtype",
+)
+MEASURES = (
+    *("error", "in_tolerance", "median_ms", "p20_ms", "p80_ms", "cpu_ms"),
+    *("extra_mb", "floor_ms", "rounds", "failed"),
+)
+# How contenders of ours begin: neuralreg ..., or a method's name as in nir:fast
+OURS = ("neuralreg", "nir:", "ncf:", "nephi:", "ofg:")
+KEY = ("suite", "case", "part", "contender", "backend", "device", "dtype")  # tells rows of a table apart
 
 
 def provenance(hardware: str | None = None, threads: int | None = None) -> dict[str, Any]:
@@ -31,6 +53,17 @@ def provenance(hardware: str | None = None, threads: int | None = None) -> dict[
         torch.__version__,
     )
     return dict(zip(PROVENANCE, values, strict=True))
+
+
+def versions(device: torch.device) -> str:
+    """neuralreg, Python and, on a GPU, CUDA and its driver."""
+    found = [f"neuralreg {package_version('neuralreg')}", f"Python {platform.python_version()}"]
+    if device.type == "cuda":
+        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(asked, capture_output=True, text=True) if shutil.which(asked[0]) else None
+        found.append(f"CUDA {torch.version.cuda}")
+        found += [f"driver {driver.stdout.split()[0]}"] if driver and driver.stdout else []
+    return ", ".join(found)
 
 
 def commit() -> str:
@@ -57,6 +90,46 @@ def write_rows(
         writer.writeheader()
         for row in rows:
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table in the columns of today; one written before ``neuralreg bench`` is read as it stands there.
+
+    Raises:
+        InputError: no such file, or no table.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read {path}: {brief(error)}") from None
+    if not rows or not set(PROVENANCE) <= rows[0].keys():
+        raise InputError(
+            f"{path} is no table of measurements: it needs columns {', '.join(PROVENANCE)} and a row"
+        )
+    return [_of_today(row) for row in rows]
+
+
+def _of_today(row: dict[str, str]) -> dict[str, str]:
+    """Columns that older tables lack, from those that they have."""
+    told = {
+        "backend": "auto",
+        "device": "cpu",
+        "dtype": "float32",
+        "part": "",
+        "failed": row.get("error", ""),
+    }
+    if "suite" in row:
+        told = {}
+    elif "op" in row:
+        told |= {"suite": "kernels", "case": f"{row['op']}, {row['work']}", "failed": ""}
+    elif "pair" in row and "tool" in row:
+        told |= {"suite": "registration", "case": row["pair"], "contender": row["tool"], "error": ""}
+    elif "stage" in row and "images_mb" in row:
+        told |= {"suite": "memory-scaling", "case": f"cube {row['size']}", "part": row["stage"], "error": ""}
+    else:
+        told |= {"suite": "", "case": ""}
+    return row | told
 
 
 def words(text: str) -> list[str]:

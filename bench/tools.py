@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from neuralreg.bench import peers
 from neuralreg.bench.pairs import RealPair
 from neuralreg.errors import InputError
 from neuralreg.images import Geometry, Image, lps_flip, read_geometry, write_image
@@ -22,7 +24,17 @@ from neuralreg.registration import METHODS, method_module
 from neuralreg.transforms import Transform, load_transform
 
 GREEDY_FLAGS = {"n": "100x100x40"}
-DEFAULTS = {"plain-nir": "paper-displacement", "greedy": "4x4x4", **dict.fromkeys(METHODS, "fast")}
+BASELINES = {
+    "plain-nir": "plain_nir",
+    "idir": "idir",
+}  # modules here that take the words of ``neuralreg register``
+DEFAULTS = {
+    "plain-nir": "paper-displacement",
+    "idir": "bending",
+    "greedy": "4x4x4",
+    **dict.fromkeys(METHODS, "fast"),
+    **{name: next(iter(peers.adapter(name).SETTINGS)) for name in peers.NAMES},
+}
 
 
 @dataclass(frozen=True)
@@ -50,11 +62,27 @@ class Tool:
 
     def missing(self) -> str | None:
         """Why the tool cannot run here; None where it can."""
+        if self.kind in peers.NAMES:
+            return peers.missing(self.kind)
         return None if self.kind != "greedy" or _greedy() else NO_GREEDY
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is a method of neuralreg."""
+        return self.kind in METHODS
+
+    @property
+    def version(self) -> str:
+        """Of a peer's package, where a Python has it; empty for anything else."""
+        if self.kind == "greedy" and (found := _greedy()) and found[-1].endswith("greedy.py"):
+            asked = [found[0], "-c", "import importlib.metadata as m; print(m.version('picsl_greedy'))"]
+            return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+        return peers.version(self.kind, peers.python()) or "" if self.kind in peers.NAMES else ""
 
     def command(self, task: Task, settings: Settings) -> list[str] | None:
         """The command line that registers, once the files that it needs are there; None: there is nothing to run."""
-        return COMMANDS.get(self.kind, _neuralreg)(self, task, settings)
+        make = _peer_command if self.kind in peers.NAMES else COMMANDS.get(self.kind, _neuralreg)
+        return make(self, task, settings)
 
     def transform(self, task: Task) -> Transform:
         """What the command found."""
@@ -62,7 +90,7 @@ class Tool:
             zero = torch.zeros(task.fixed_grid.ndim, *task.fixed_grid.shape)
             return Transform(zero, task.fixed_grid, task.moving_grid, task.initial)
         found = load_transform(task.result).dense()
-        if self.kind == "greedy":  # its warp ends where the start begins
+        if self.kind == "greedy" or self.kind in peers.NAMES:  # their warps end where the start begins
             return Transform(found.displacement, found.fixed, task.moving_grid, task.initial)
         return found
 
@@ -129,7 +157,7 @@ def parse_tools(words: str) -> list[Tool]:
 
 
 def _check(tool: Tool) -> None:
-    known = [*METHODS, *COMMANDS]
+    known = [*METHODS, *COMMANDS, *peers.NAMES]
     if tool.kind not in known:
         raise InputError(f"there is no tool {tool.kind!r}; tools are {', '.join(known)}")
     if tool.kind == "greedy" and not re.fullmatch(r"\d+(x\d+)*", tool.setting):
@@ -139,6 +167,10 @@ def _check(tool: Tool) -> None:
     presets = method_module(tool.kind).PRESETS if tool.kind in METHODS else None
     if tool.kind == "plain-nir":
         presets = {DEFAULTS["plain-nir"]: None}
+    elif tool.kind == "idir":
+        presets = dict.fromkeys(("bending", "jacobian"))
+    elif tool.kind in peers.NAMES:
+        presets = peers.adapter(tool.kind).SETTINGS
     if presets is not None and tool.setting not in presets:
         raise InputError(
             f"{tool.kind} has no preset {tool.setting!r}; choose from {', '.join(sorted(presets))}"
@@ -146,10 +178,13 @@ def _check(tool: Tool) -> None:
 
 
 def _neuralreg(tool: Tool, task: Task, settings: Settings) -> list[str]:
-    """``neuralreg register``, or the baseline, which takes the same words."""
-    module = ["neuralreg.bench.plain_nir"] if tool.kind == "plain-nir" else ["neuralreg", "register"]
+    """``neuralreg register``, or a baseline, which takes the same words."""
+    baseline = BASELINES.get(tool.kind)
+    module = [f"neuralreg.bench.{baseline}"] if baseline else ["neuralreg", "register"]
     command = [sys.executable, "-m", *module, "--fixed", str(task.fixed), "--moving", str(task.moving)]
-    if tool.kind != "plain-nir":
+    if tool.kind == "idir":
+        command += ["--preset", tool.setting]
+    if baseline is None:
         command += ["--method", tool.kind, "--preset", tool.setting, "--device", "cpu", "--quiet"]
         command += ["--summary", str(task.folder / "summary.json")]
     command += ["--transform-out", str(task.result)]
@@ -182,6 +217,16 @@ def _greedy_command(tool: Tool, task: Task, settings: Settings) -> list[str]:
     return [*command, "-threads", str(settings.threads), "-V", "0"]
 
 
+def _peer_command(tool: Tool, task: Task, settings: Settings) -> list[str]:
+    """An adapter's script. Peers that know no start get the moving image behind it, as greedy does."""
+    if task.fixed_grid.ndim != 3:
+        raise InputError(f"{tool}: 3-D images alone")
+    same = task.initial is None and task.moving_grid.same_grid(task.fixed_grid)
+    moving = task.moving if same else _aligned(task)
+    files = (task.fixed, moving, task.result)
+    return peers.command(tool.kind, *files, settings.threads, tool.setting, tool.options)
+
+
 def _aligned(task: Task) -> Path:
     """The moving image behind the start, on the fixed grid, by cubic B-splines within its own range of values.
 
@@ -190,8 +235,9 @@ def _aligned(task: Task) -> Path:
     try:
         import SimpleITK
     except ImportError:
-        raise InputError("greedy with a start needs SimpleITK: pip install 'neuralreg[itk]'") from None
-    matrix = np.loadtxt(task.folder / "initial_lps.txt")
+        raise InputError("a peer with a start needs SimpleITK: pip install 'neuralreg[itk]'") from None
+    ndim = task.fixed_grid.ndim
+    matrix = np.eye(ndim + 1) if task.initial is None else np.loadtxt(task.folder / "initial_lps.txt")
     start = SimpleITK.AffineTransform(matrix[:-1, :-1].flatten().tolist(), matrix[:-1, -1].tolist())
     fixed = SimpleITK.ReadImage(str(task.fixed))
     moving = SimpleITK.ReadImage(str(task.moving), SimpleITK.sitkFloat32)
@@ -203,11 +249,16 @@ def _aligned(task: Task) -> Path:
     return path
 
 
-NO_GREEDY = "no greedy executable on PATH, no picsl_greedy in this Python, and NEURALREG_GREEDY is not set"
+NO_GREEDY = (
+    "no greedy executable on PATH, no picsl_greedy in this Python or that of NEURALREG_PEERS, "
+    "and NEURALREG_GREEDY is not set"
+)
 
 
 def _greedy() -> list[str] | None:
-    """NEURALREG_GREEDY (an executable, or a Python that has picsl_greedy), greedy on PATH, or picsl_greedy here."""
+    """NEURALREG_GREEDY (an executable, or a Python that has picsl_greedy), greedy on PATH, or picsl_greedy here or in
+    the Python of NEURALREG_PEERS.
+    """
     script = str(Path(__file__).with_name("greedy.py"))
     named = os.environ.get("NEURALREG_GREEDY")
     if named:
@@ -217,11 +268,18 @@ def _greedy() -> list[str] | None:
         return [*found, script] if Path(found[-1]).name.startswith("python") else found
     if executable := shutil.which("greedy"):
         return [executable]
-    return [sys.executable, script] if importlib.util.find_spec("picsl_greedy") else None
+    if importlib.util.find_spec("picsl_greedy"):
+        return [sys.executable, script]
+    other = peers.python()
+    if other == sys.executable:
+        return None
+    asked = [other, "-I", "-c", "import picsl_greedy"]
+    return [other, script] if subprocess.run(asked, capture_output=True).returncode == 0 else None
 
 
 COMMANDS: dict[str, Callable[[Tool, Task, Settings], list[str] | None]] = {
     "identity": lambda tool, task, settings: None,
     "greedy": _greedy_command,
     "plain-nir": _neuralreg,
+    "idir": _neuralreg,
 }

@@ -9,21 +9,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from neuralreg import kernels
-from neuralreg.bench.harness import Case, Step
+from neuralreg.bench.harness import Case, Setup, Step
 
 
-def cases(device: torch.device, quick: bool) -> Iterator[Case]:
+def cases(setup: Setup) -> Iterator[Case]:
     """NCF's smoothing module on the lattice that stride 3 leaves of 160x192x224; all gradients."""
-    for hidden in (16,) if quick else (32, 16):
-        size = (18, 21, 25) if quick else (54, 64, 75)
+    size = setup.lattice(3)
+    for hidden in (16,) if setup.quick else (32, 16):
         random = torch.Generator().manual_seed(0)
         shapes = [(1, 3, *size), (hidden, 3, 3, 3, 3), (hidden,), (3, hidden, 3, 3, 3), (3,)]
         # Multiples of 1/32, and of 1/2048 between those of 1/1024: no hidden value is near the ReLU's kink, where the
         # last bit decides over a gradient.
         tensors = [(6 * torch.randn(shape, generator=random)).round() / 32 for shape in shapes]
         tensors[2] += 1 / 2048
-        tensors = [t.to(device) for t in tensors]
-        upstream = torch.randn(1, 3, *size, generator=random).to(device)
+        tensors = [t.to(setup.device, setup.dtype) for t in tensors]
+        upstream = torch.randn(1, 3, *size, generator=random).to(setup.device, setup.dtype)
 
         def truth(tensors: list[Tensor] = tensors, upstream: Tensor = upstream) -> tuple[Tensor, ...]:
             return step("plain", [t.double() for t in tensors], upstream.double())()

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from neuralreg import kernels
-from neuralreg.bench.harness import Case, gradient_step
+from neuralreg.bench.harness import Case, Setup, gradient_step
 from neuralreg.fields import Field, GatedSiren, HashMLP, Siren
 
-LATTICE = (54, 64, 75)  # NIR's stride-3 lattice of 160 x 192 x 224: 259,200 points
 
-
-def cases(device: torch.device, quick: bool) -> Iterator[Case]:
+def cases(setup: Setup) -> Iterator[Case]:
     """A value step and a Jacobian step of the networks of the four methods."""
     torch.manual_seed(0)
     hashed = HashMLP(table_range=1.0)
@@ -22,24 +20,24 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     sine = Siren(frequencies=0, hidden=(256,) * 5, omega=30.0)
     short = Siren(frequencies=0, hidden=(256,) * 3, omega=30.0)
     gated = GatedSiren()
-    few = 2_000 if quick else 50_000
-    yield case("hash 16x2, 64-64", hashed, lattice(quick), device, jet=False)
-    yield case("hash 16x2, 64-64", hashed, scattered(few), device, jet=True)
-    yield case("grid 6x4, 64-64", dense, lattice(quick), device, jet=False)
-    yield case("grid 6x4, 64-64", dense, scattered(few), device, jet=True)
-    yield case("sine 5x256", sine, scattered(few), device, jet=False)
-    yield case("sine 5x256", sine, scattered(few), device, jet=True)
-    yield case("gated sine 3x128", gated, scattered(few // 5), device, jet=False)
-    yield case("gated sine 3x128", gated, scattered(few // 5), device, jet=True)
-    if not quick:
+    few = 2_000 if setup.quick else 50_000
+    yield case("hash 16x2, 64-64", hashed, lattice(setup), setup, jet=False)
+    yield case("hash 16x2, 64-64", hashed, scattered(few), setup, jet=True)
+    yield case("grid 6x4, 64-64", dense, lattice(setup), setup, jet=False)
+    yield case("grid 6x4, 64-64", dense, scattered(few), setup, jet=True)
+    yield case("sine 5x256", sine, scattered(few), setup, jet=False)
+    yield case("sine 5x256", sine, scattered(few), setup, jet=True)
+    yield case("gated sine 3x128", gated, scattered(few // 5), setup, jet=False)
+    yield case("gated sine 3x128", gated, scattered(few // 5), setup, jet=True)
+    if not setup.quick:
         for count in (20_000, 80_000):
-            yield case("sine 3x256", short, scattered(count), device, jet=True)
-        yield case("sine 3x256", short, scattered(1_000_000), device, jet=True, peers=False)
+            yield case("sine 3x256", short, scattered(count), setup, jet=True)
+        yield case("sine 3x256", short, scattered(1_000_000), setup, jet=True, peers=False)
 
 
-def lattice(quick: bool) -> Tensor:
-    """Points in the order of a lattice."""
-    axes = [torch.linspace(-1, 1, n // 3 if quick else n) for n in LATTICE]
+def lattice(setup: Setup) -> Tensor:
+    """Points in the order of a lattice: NIR's, stride 3."""
+    axes = [torch.linspace(-1, 1, n) for n in setup.lattice(3)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, 3)
 
 
@@ -52,14 +50,14 @@ def case(
     name: str,
     net: Field,
     x: Tensor,
-    device: torch.device,
+    setup: Setup,
     jet: bool,
     peers: bool = True,
 ) -> Case:
     torch.nn.init.normal_(net.output_layer[0], std=0.1)
-    x = x.to(device)
+    x = x.to(setup.device, setup.dtype)
     spec = net.spec
-    tensors = tuple(t.detach().to(device) for t in (*net.encoding, *net.weights))
+    tensors = tuple(t.detach().to(setup.device, setup.dtype) for t in (*net.encoding, *net.weights))
     wanted = tuple(range(0 if net.matrix is None else 1, len(tensors)))  # a Fourier matrix is fixed
 
     def step(backend: str | None) -> Callable[..., Tensor]:

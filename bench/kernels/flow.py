@@ -9,16 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuralreg import kernels
-from neuralreg.bench.harness import Case, Step, gradient_step, sizes
+from neuralreg.bench.harness import Case, Setup, Step, gradient_step
 
 STEPS, ROUNDS = 7, 10
 
 
-def cases(device: torch.device, quick: bool) -> Iterator[Case]:
+def cases(setup: Setup) -> Iterator[Case]:
     """Smooth fields of a few voxels at every size but the largest."""
-    for size in list(sizes(quick))[:2]:
+    for size in setup.volumes()[:2]:
         coarse = torch.randn(2, 3, 6, 6, 6, generator=torch.Generator().manual_seed(1)) * 1.5
-        u, v = F.interpolate(coarse, size=size, mode="trilinear", align_corners=True).to(device).split(1)
+        fields = F.interpolate(coarse, size=size, mode="trilinear", align_corners=True)
+        u, v = fields.to(setup.device, setup.dtype).split(1)
         off_lattice = (
             v * 16
         ).round() / 16 + 1 / 32  # on lattice planes gradients jump, and precisions disagree
@@ -93,8 +94,8 @@ def plainly_inverted(u: Tensor) -> Tensor:
 def read(u: Tensor, v: Tensor) -> Tensor:
     """u at the positions that v displaces, on a normalised grid with channels last and reversed."""
     size = v.shape[2:]
-    axes = [torch.linspace(-1, 1, n, device=v.device) for n in size]
+    axes = [torch.linspace(-1, 1, n, device=v.device, dtype=v.dtype) for n in size]
     identity = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1)[None]
-    scale = torch.tensor([2 / (n - 1) for n in size], device=v.device).view(1, -1, 1, 1, 1)
+    scale = v.new_tensor([2 / (n - 1) for n in size]).view(1, -1, 1, 1, 1)
     grid = identity + (v * scale).movedim(1, -1).flip(-1)
     return F.grid_sample(u, grid, padding_mode="border", align_corners=True)

@@ -9,20 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuralreg import kernels
-from neuralreg.bench.harness import Case, gradient_step, sizes
+from neuralreg.bench.harness import Case, Setup, gradient_step
 
 THRESHOLD = 0.4
 
 
-def cases(device: torch.device, quick: bool) -> Iterator[Case]:
+def cases(setup: Setup) -> Iterator[Case]:
     """A displacement that folds here and there, at every size."""
-    for size in sizes(quick):
+    for size in setup.volumes():
         coarse = torch.randn(1, 3, 12, 12, 12, generator=torch.Generator().manual_seed(1)) * 6
-        u = F.interpolate(coarse, size=size, mode="trilinear", align_corners=True).to(device)
+        u = F.interpolate(coarse, size=size, mode="trilinear", align_corners=True).to(
+            setup.device, setup.dtype
+        )
         yield case("jacobian_loss", u, _jacobian, determinants)
         yield case("diffusion_loss", u, _diffusion, differences)
         yield case("bending_loss", u, _bending, second_differences)
-    yield matrices(1000 if quick else 100_000, device)
+    yield matrices(1000 if setup.quick else 100_000, setup)
 
 
 def case(op: str, u: Tensor, ours: Callable[..., Tensor], peer: Callable[..., Tensor]) -> Case:
@@ -34,15 +36,17 @@ def case(op: str, u: Tensor, ours: Callable[..., Tensor], peer: Callable[..., Te
     return Case(op, "x".join(map(str, u.shape[2:])), contenders, truth, 1e-3, floor)
 
 
-def matrices(n: int, device: torch.device) -> Case:
+def matrices(n: int, setup: Setup) -> Case:
     """The penalty on Jacobians that are there already: a read forward, a read and a write backward."""
-    j = 0.5 * torch.randn(n, 3, 3, generator=torch.Generator().manual_seed(1)).to(device)
+    j = 0.5 * torch.randn(n, 3, 3, generator=torch.Generator().manual_seed(1)).to(setup.device, setup.dtype)
 
     def ours(x: Tensor, backend: str | None = None) -> Tensor:
         return kernels.jacobian_penalty(x, threshold=THRESHOLD, backend=backend)
 
     def by_hand(x: Tensor) -> Tensor:
-        return _penalty([row.unbind(1) for row in (x + torch.eye(3, device=x.device)).unbind(1)])
+        return _penalty(
+            [row.unbind(1) for row in (x + torch.eye(3, device=x.device, dtype=x.dtype)).unbind(1)]
+        )
 
     def truth() -> tuple[Tensor, ...]:
         return gradient_step(lambda x: ours(x, "reference"), (j.double(),), (0,))()

@@ -10,30 +10,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuralreg import kernels
-from neuralreg.bench.harness import Case, gradient_step, sizes, smooth_pair
+from neuralreg.bench.harness import Case, Setup, gradient_step, smooth_pair
 
 EPS = 1e-5
 
 
-def cases(device: torch.device, quick: bool) -> Iterator[Case]:
+def cases(setup: Setup) -> Iterator[Case]:
     """Window 9 at every size with the peers, windows 5 and 15 and the gradient to both images at one size."""
-    for size in sizes(quick):
-        yield case(size, 9, device, compiled=not quick)
-    main = list(sizes(quick))[0 if quick else 1]
+    for size in setup.volumes():
+        yield case(size, 9, setup, compiled=not setup.quick)
     for window in (5, 15):
-        yield case(main, window, device, peers=False)
-    yield case(main, 9, device, wanted=(0, 1), peers=False)
+        yield case(setup.main, window, setup, peers=False)
+    yield case(setup.main, 9, setup, wanted=(0, 1), peers=False)
 
 
 def case(
     size: tuple[int, ...],
     window: int,
-    device: torch.device,
+    setup: Setup,
     wanted: tuple[int, ...] = (1,),
     peers: bool = True,
     compiled: bool = False,
 ) -> Case:
-    pair = smooth_pair(size, device)
+    pair = smooth_pair(size, setup.device, setup.dtype)
 
     def ours(fixed: Tensor, warped: Tensor, **options: object) -> Tensor:
         return kernels.lncc(fixed, warped, window, eps=EPS, **options)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuralreg import kernels
-from neuralreg.bench.harness import Case, Step, sizes, smooth_pair
+from neuralreg.bench.harness import Case, Setup, Step, smooth_pair
 from neuralreg.bench.kernels.jacobian import differences
 from neuralreg.bench.kernels.lncc import cumulative
 
@@ -17,15 +17,14 @@ WINDOW, LR, STEPS = 9, 0.1, 3
 Loop = Callable[[], tuple[Tensor, Tensor]]  # makes a step; energy before it, first moment after it
 
 
-def cases(device: torch.device, quick: bool) -> Iterator[Case]:
+def cases(setup: Setup) -> Iterator[Case]:
     """A start of a few voxels at every size; the whole refinement at one of them."""
-    measured = list(sizes(quick))
-    for size in measured:
-        yield step_case(size, device)
-    yield whole_case(measured[0 if len(measured) == 1 else 1], device)
+    for size in setup.volumes():
+        yield step_case(size, setup)
+    yield whole_case(setup.main, setup)
 
 
-def problem(size: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def problem(size: tuple[int, ...], setup: Setup) -> tuple[Tensor, Tensor, Tensor]:
     """Displacement, fixed, moving.
 
     The displacement draws towards the centre, so that nothing is read outside: in windows of zeros the cumulative
@@ -37,12 +36,13 @@ def problem(size: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor
     axes = [torch.linspace(1, -1, n) * (0.04 * n + 3) for n in size]
     inwards = torch.stack(torch.meshgrid(*axes, indexing="ij"))
     displacement = ((wavy + inwards) * 16).round() / 16 + 1 / 32
-    return (displacement.to(device), *smooth_pair(size, device))
+    start = displacement.to(setup.device, setup.dtype)
+    return (start, *smooth_pair(size, setup.device, setup.dtype))
 
 
-def step_case(size: tuple[int, ...], device: torch.device) -> Case:
+def step_case(size: tuple[int, ...], setup: Setup) -> Case:
     """The first moment after the first step is a multiple of the exact gradient: what errors are taken of."""
-    inputs = problem(size, device)
+    inputs = problem(size, setup)
 
     def truth() -> tuple[Tensor, ...]:
         u, fixed, moving = (x.double() for x in inputs)
@@ -54,9 +54,9 @@ def step_case(size: tuple[int, ...], device: torch.device) -> Case:
     return Case("refine_step", "x".join(map(str, size)), contenders, truth, 1e-2, floor)
 
 
-def whole_case(size: tuple[int, ...], device: torch.device) -> Case:
+def whole_case(size: tuple[int, ...], setup: Setup) -> Case:
     """A few steps from nothing, every buffer included; the energies on the way."""
-    inputs = problem(size, device)
+    inputs = problem(size, setup)
 
     def run(loop: Callable[..., Loop], *arguments: Tensor | str) -> tuple[Tensor, ...]:
         step = loop(*arguments)
@@ -91,9 +91,9 @@ def plain(displacement: Tensor, fixed: Tensor, moving: Tensor) -> Loop:
     u = displacement.clone().requires_grad_()
     optimiser = torch.optim.Adam([u], lr=LR, amsgrad=True, fused=True)
     size = fixed.shape[2:]
-    axes = [torch.linspace(-1, 1, n, device=fixed.device) for n in size]
+    axes = [torch.linspace(-1, 1, n, device=fixed.device, dtype=fixed.dtype) for n in size]
     identity = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1)[None]
-    scale = torch.tensor([2 / (n - 1) for n in size], device=fixed.device).view(1, -1, 1, 1, 1)
+    scale = fixed.new_tensor([2 / (n - 1) for n in size]).view(1, -1, 1, 1, 1)
 
     def step() -> tuple[Tensor, Tensor]:
         optimiser.zero_grad(set_to_none=True)

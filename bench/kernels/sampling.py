@@ -12,23 +12,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuralreg import kernels
-from neuralreg.bench.harness import Case, Step, gradient_step, sizes, smooth_pair
+from neuralreg.bench.harness import Case, Setup, Step, gradient_step, smooth_pair
 from neuralreg.kernels import sampling
 
 Sampler = Callable[[Tensor, Tensor], Tensor]  # displacement or grid, image
 
 
-def cases(device: torch.device, quick: bool) -> Iterator[Case]:
+def cases(setup: Setup) -> Iterator[Case]:
     """A smooth displacement of a few voxels at every size; scattered points in one volume."""
-    for size in sizes(quick):
-        yield warp_case(size, device)
-    yield points_case(list(sizes(quick))[0 if quick else 1], 10_000 if quick else 100_000, device)
+    for size in setup.volumes():
+        yield warp_case(size, setup)
+    yield points_case(setup.main, 10_000 if setup.quick else 100_000, setup)
 
 
-def warp_case(size: tuple[int, ...], device: torch.device) -> Case:
-    image, _ = smooth_pair(size, device)
+def warp_case(size: tuple[int, ...], setup: Setup) -> Case:
+    image, _ = smooth_pair(size, setup.device, setup.dtype)
     coarse = torch.randn(1, 3, 6, 6, 6, generator=torch.Generator().manual_seed(1)) * 3
-    displacement = F.interpolate(coarse, size=size, mode="trilinear", align_corners=True).to(device)
+    displacement = F.interpolate(coarse, size=size, mode="trilinear", align_corners=True).to(
+        setup.device, setup.dtype
+    )
     # Clear of the planes between cells, where the gradient jumps and no two precisions agree.
     displacement = (displacement * 16).floor() / 16 + 1 / 32
     arguments = (displacement, image)
@@ -47,7 +49,7 @@ def warp_case(size: tuple[int, ...], device: torch.device) -> Case:
     if importlib.util.find_spec("interpol"):
         import interpol
 
-        here = identity(size, device)
+        here = identity(size, displacement)
         contenders["torch-interpol grid_pull"] = lambda u, x: interpol.grid_pull(
             x, (here + u).movedim(1, -1), interpolation="linear", bound="zero", extrapolate=True
         )
@@ -58,10 +60,10 @@ def warp_case(size: tuple[int, ...], device: torch.device) -> Case:
     return Case("warp", name, steps("warp", contenders, arguments), truth(exact_warp, arguments), 1e-2, floor)
 
 
-def points_case(size: tuple[int, ...], count: int, device: torch.device) -> Case:
-    image, _ = smooth_pair(size, device)
+def points_case(size: tuple[int, ...], count: int, setup: Setup) -> Case:
+    image, _ = smooth_pair(size, setup.device, setup.dtype)
     draw = torch.rand(1, 1, 1, count, 3, generator=torch.Generator().manual_seed(1))
-    arguments = ((2 * draw - 1).to(device), image)
+    arguments = ((2 * draw - 1).to(setup.device, setup.dtype), image)
     contenders = {
         "neuralreg": lambda g, x: kernels.grid_sample(x, g, align_corners=True),
         "neuralreg computing it again": lambda g, x: kernels.grid_sample(x, g, align_corners=True),
@@ -106,16 +108,16 @@ def exact_grid_sample(g: Tensor, x: Tensor) -> Tensor:
     return kernels.grid_sample(x, g, align_corners=True, backend="reference")
 
 
-def identity(size: tuple[int, ...], device: torch.device) -> Tensor:
-    axes = [torch.arange(n, device=device, dtype=torch.float32) for n in size]
+def identity(size: tuple[int, ...], like: Tensor) -> Tensor:
+    axes = [torch.arange(n, device=like.device, dtype=like.dtype) for n in size]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
 def gridded(displacement: Tensor) -> Sampler:
     """The usual form: the identity grid made once, the displacement scaled, reversed and added."""
     size = displacement.shape[2:]
-    scale = torch.tensor([2.0 / (n - 1) for n in reversed(size)], device=displacement.device)
-    here = identity(tuple(size), displacement.device).flip(0).movedim(0, -1) * scale - 1
+    scale = displacement.new_tensor([2.0 / (n - 1) for n in reversed(size)])
+    here = identity(tuple(size), displacement).flip(0).movedim(0, -1) * scale - 1
 
     def sample(u: Tensor, image: Tensor) -> Tensor:
         return F.grid_sample(image, here + u.flip(1).movedim(1, -1) * scale, align_corners=True)

@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuralreg import kernels
-from neuralreg.bench.harness import Case, gradient_step, sizes, smooth_pair
+from neuralreg.bench.harness import Case, Setup, gradient_step, smooth_pair
 from neuralreg.kernels.ssim import gaussian
 
 WINDOW, SIGMA, C1, C2 = 11, 1.5, 1e-4, 9e-4
 
 
-def cases(device: torch.device, quick: bool) -> Iterator[Case]:
+def cases(setup: Setup) -> Iterator[Case]:
     """Window 11, sigma 1.5 at every size; gradient to the warped image."""
-    for size in sizes(quick):
-        pair = smooth_pair(size, device)
+    for size in setup.volumes():
+        pair = smooth_pair(size, setup.device, setup.dtype)
 
         def truth(pair: tuple[Tensor, Tensor] = pair) -> tuple[Tensor, ...]:
             exact = (pair[0].double(), pair[1].double())

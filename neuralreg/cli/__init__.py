@@ -1,8 +1,8 @@
 """The `neuralreg` command: one file a command, and the one place where errors become exit codes.
 
-Each module named in `COMMANDS` holds a function `command` with typer annotations. The modules are imported to
-build the help, so none of them may import torch, nibabel or matplotlib at its top: `neuralreg --help` must
-answer at once.
+Each module named in `COMMANDS` holds a function `command` with typer annotations, or an `app` of several. The modules
+are imported to build the help, so none of them may import torch, nibabel or matplotlib at its top: `neuralreg --help`
+must answer at once.
 
 Exit codes: 0 done; 1 a command's own negative answer (`doctor`) or a defect, with its traceback; 2 something
 that the user can mend, told in one line on stderr that starts with `error:`; 130 interrupted.
@@ -24,7 +24,7 @@ from neuralreg.errors import NeuralregError
 
 COMMANDS = (
     *("register", "batch", "apply", "convert", "evaluate", "jacobian", "report"),
-    *("train", "doctor", "demo"),
+    *("train", "doctor", "demo", "bench"),
 )
 
 # Click's base of all usage errors, wherever the installed typer keeps it (late ones carry a copy of click).
@@ -124,7 +124,11 @@ def _global_options(
 
 
 for _name in COMMANDS:
-    app.command(_name)(importlib.import_module(f"neuralreg.cli.{_name}").command)
+    _module = importlib.import_module(f"neuralreg.cli.{_name}")
+    if hasattr(_module, "app"):
+        app.add_typer(_module.app, name=_name)
+    else:
+        app.command(_name)(_module.command)
 
 
 def main() -> None:

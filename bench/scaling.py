@@ -1,0 +1,148 @@
+"""What an iteration takes in a process of its own, this module run by `taken`: peak memory beyond imports, seconds."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from neuralreg.bench.process import run
+from neuralreg.errors import InputError
+
+MB = 1 << 20
+STEPS = 3  # the first one warms up
+# Ours by method, preset and stage; "register" is the whole of neuralreg.register with so few iterations
+WORKS: dict[str, tuple[str, str, str]] = {
+    "nir fast": ("nir", "fast", "fit"),
+    "nir fast, register": ("nir", "fast", "register"),
+    "ncf fast": ("ncf", "fast", "fit"),
+    "nephi paper, train": ("nephi", "paper", "train"),
+    "nephi paper, refine": ("nephi", "paper", "refine"),
+    "ofg fast, train": ("ofg", "fast", "train"),
+}
+VOXEL = ("dense-field, refine", "voxel-unet, train")  # of bench/voxel_unet.py
+
+
+def taken(work: str, size: int, points: int | None, limit_mb: float | None, threads: int) -> dict[str, Any]:
+    """Columns of a row: median_ms, peak_mb and extra_mb, or ``failed``, where the limit ended it, too."""
+    words = json.dumps([work, size, points, limit_mb, threads])
+    cost = run(
+        [sys.executable, "-m", "neuralreg.bench.scaling", words],
+        {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"},
+    )
+    last = (cost.output.strip().splitlines() or ["no output"])[-1]
+    if cost.code:
+        out = (
+            any(sign in cost.output.lower() for sign in ("allocate", "memory", "bad_alloc"))
+            or cost.code == -9
+        )
+        if out:  # what is looked for, not a fault
+            return {"failed": f"more than the memory allowed: {last[:160]}", "beyond_limit": True}
+        return {"failed": last[:200]}
+    times = sorted(json.loads(last)["seconds"])
+    return {
+        "median_ms": 1e3 * statistics.median(times),
+        "p20_ms": 1e3 * times[0],
+        "p80_ms": 1e3 * times[-1],
+        "rounds": len(times),
+        "peak_mb": cost.peak_mb * MB / 1e6,
+        "extra_mb": (cost.peak_mb - bare().peak_mb) * MB / 1e6,
+    }
+
+
+@functools.cache
+def bare() -> Any:
+    """A process that imports the same and measures nothing."""
+    cost = run([sys.executable, "-c", "import neuralreg.bench.steps, neuralreg.bench.voxel_unet"])
+    if cost.code:
+        raise InputError(f"a bare process failed: {cost.output.strip()[-200:]}")
+    return cost
+
+
+def fits(rows: list[tuple[int, float]], free_mb: float) -> tuple[int, bool]:
+    """The largest cube whose memory is within ``free_mb``, by a line through (edge, MB) over voxels, and whether that
+    lies beyond the largest edge that was measured.
+
+    Raises:
+        ValueError: fewer than two sizes, or memory that does not grow.
+    """
+    import numpy as np
+
+    edges, memory = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    if len(set(edges)) < 2:
+        raise ValueError("two sizes at least are needed")
+    slope, start = np.polyfit(edges**3, memory, 1)
+    if slope <= 0:
+        raise ValueError("the memory does not grow over the sizes measured: measure larger ones")
+    voxels = (free_mb - start) / slope
+    edge = math.floor(max(voxels, 0) ** (1 / 3) + 1e-9)
+    return edge, edge > max(edges)
+
+
+def voxel_step(name: str, shape: tuple[int, ...]) -> Callable[[], Any]:
+    """A step of a voxel field or network in plain torch."""
+    import torch
+
+    from neuralreg.bench.harness import smooth_pair
+    from neuralreg.bench.voxel_unet import VoxelUNet, network_step, two_way_loss
+
+    fixed, moving = smooth_pair(shape, torch.device("cpu"))
+    if name.startswith("voxel-unet"):
+        network = VoxelUNet()
+        parameters: Any = list(network.parameters())
+        loss = functools.partial(network_step, network, fixed, moving)
+    else:
+        parameters = [torch.zeros(1, 3, *shape, requires_grad=True) for _ in range(2)]
+        loss = functools.partial(two_way_loss, parameters[0], parameters[1], fixed, moving)
+    optimiser = torch.optim.Adam(parameters, lr=1e-4)
+
+    def step() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        loss().backward()
+        optimiser.step()
+
+    return step
+
+
+def make(work: str, size: int, points: int | None) -> Callable[[], Any]:
+    """The step of a work on a cube."""
+    import torch
+
+    from neuralreg.bench.harness import smooth_pair
+    from neuralreg.bench.steps import Work
+
+    shape = (size,) * 3
+    if work in VOXEL:
+        return voxel_step(work, shape)
+    method, preset, stage = WORKS[work]
+    if stage == "register":
+        import neuralreg
+
+        images = [image[0, 0] for image in smooth_pair(shape, torch.device("cpu"))]
+        return lambda: neuralreg.register(*images, method=method, preset=preset, iterations=2)
+    return Work(method, preset, stage).make(shape, torch.device("cpu"), points=points)
+
+
+def main(words: str) -> None:
+    work, size, points, limit_mb, threads = json.loads(words)
+    if limit_mb:
+        resource.setrlimit(resource.RLIMIT_DATA, (int(limit_mb * 1e6),) * 2)
+    import torch
+
+    torch.set_num_threads(threads)
+    step, seconds = make(work, size, points), []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    print(json.dumps({"seconds": seconds[1:]}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
