@@ -145,6 +145,7 @@ FIGURES = Block(
         ),
         _reached("the same", GREEDY + "2x2x2", "lungct", "greedy:2x2x2", LUNG, TRE),
         _reached("lung MR, 5 lobes, 3 pairs", "NIR `fast`", "lungmr", "nir:fast", PLAIN, DICE),
+        _reached("the same", "NIR `fast-lung`", "lungmr", "nir:fast-lung", PLAIN, DICE),
         _reached("the same", GREEDY + "2x2x2", "lungmr", "greedy:2x2x2", PLAIN, DICE),
         _reached(
             "hippocampus 48x64x48, 2 labels, 10 pairs", "NIR `fast`", "hippocampus", "nir:fast", PLAIN, DICE
