@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | gpu | cuda-check: each sets .venv up where it is missing and brings the native modules up to date.
+# make demo | test | lint | bench | docs | gpu | cuda-check: each sets .venv up where it is missing and brings the native modules up to date.
 #   make demo FIXED=a.nii.gz MOVING=b.nii.gz     registers your own pair (ARGS="--preset ..." adds options)
 #   make test ARGS="-k lncc"                     ARGS go to the command behind the target
 #   make gpu PYTHON=python                       PYTHON takes an existing environment as it is: nothing is installed
@@ -21,7 +21,7 @@ NEURALREG = $(PY) -m neuralreg
 PARALLEL = $(shell $(PY) -c "import importlib.util as u; print('-n auto' if u.find_spec('xdist') else '')")
 CPP = $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: .venv native demo test lint bench gpu cuda-check
+.PHONY: .venv native demo test lint bench docs gpu cuda-check
 .DEFAULT_GOAL := test
 
 .venv: .venv/ready
@@ -60,6 +60,11 @@ BENCH ?= all --quick
 bench: native
 	$(NEURALREG) bench $(BENCH) --out out/bench $(ARGS)
 	$(NEURALREG) bench report --results out/bench --out out/bench
+
+# The guides and the reference of the Python names, into site/.
+docs: $(READY)
+	@$(PY) -c "import mkdocs, mkdocstrings" 2>/dev/null || $(PY) -m pip install -q -e ".[docs]" --no-build-isolation
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
 
 # The CUDA module for the machine's own card, or NEURALREG_CUDA_ARCHS=80,90, where there is an nvcc; then the tests
 # marked gpu run what serves on the card, and the benchmarks measure it: rows in $OUT, or out/gpu.
