@@ -1,7 +1,8 @@
 """neuralreg: custom kernels for neural-field medical image registration.
 
-``neuralreg.register`` registers two images, ``neuralreg.load_transform`` reads a saved transform,
-``neuralreg.kernels`` holds the differentiable ops. Everything is imported at first use.
+``neuralreg.register`` registers two images, ``neuralreg.align`` finds an affine alone,
+``neuralreg.load_transform`` reads a saved transform, ``neuralreg.kernels`` holds the differentiable ops. Everything is
+imported at first use.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib
 from typing import Any
 
 _EXPORTS = {
+    "align": "neuralreg.start.choose",
     "register": "neuralreg.registration",
     "Registration": "neuralreg.registration",
     "load_transform": "neuralreg.transforms",
@@ -18,7 +20,16 @@ _EXPORTS = {
     "InputError": "neuralreg.errors",
     "NeuralregError": "neuralreg.errors",
 }
-__all__ = ["Image", "InputError", "NeuralregError", "Registration", "Transform", "load_transform", "register"]
+__all__ = [
+    "Image",
+    "InputError",
+    "NeuralregError",
+    "Registration",
+    "Transform",
+    "align",
+    "load_transform",
+    "register",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Affine transforms: read what registration tools write, and align centres.
+"""Affine transforms: read what registration tools write, write ITK's text, and align centres.
 
 Matrices in memory are (ndim+1, ndim+1) in RAS world millimetres and map fixed points to moving points.
 Files hold LPS.
@@ -15,7 +15,7 @@ import torch
 
 from neuralreg.errors import InputError
 from neuralreg.images import Image, lps_flip
-from neuralreg.writing import brief
+from neuralreg.writing import atomic_path, brief, check_writable
 
 ITK_HEADER = "#Insight Transform File"
 
@@ -47,6 +47,22 @@ def read_affine(path: str | os.PathLike[str], role: str = "initial transform") -
         return _checked(_through_simpleitk(path, name), name)
     lps = _itk_text(text, path, name) if text.lstrip().startswith(ITK_HEADER) else _plain_matrix(text, name)
     return _checked(lps, name)
+
+
+def write_affine(path: str | os.PathLike[str], matrix: Any) -> None:
+    """Write an affine (ndim+1, ndim+1) in RAS world millimetres as ITK text (.tfm, .txt; LPS), whole or not at all."""
+    matrix = np.asarray(matrix, dtype=np.float64)
+    d = len(matrix) - 1
+    flip = lps_flip(d)
+    lps = flip @ matrix @ flip
+    check_writable(path, suffixes=(".tfm", ".txt"), role="affine")
+    numbers = " ".join(f"{x:.17g}" for x in (*lps[:d, :d].ravel(), *lps[:d, d]))
+    lines = (
+        f"{ITK_HEADER} V1.0", "#Transform 0", f"Transform: AffineTransform_double_{d}_{d}",
+        f"Parameters: {numbers}", "FixedParameters: " + " ".join("0" * d),
+    )  # fmt: skip
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n")
 
 
 def _checked(lps: np.ndarray, name: str) -> np.ndarray:

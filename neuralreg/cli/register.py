@@ -24,7 +24,8 @@ NIFTI = (".nii", ".nii.gz")
 # Arguments of neuralreg.register that have a flag of their own and so cannot be given as --option.
 OWN_FLAGS = {
     "fixed", "moving", "method", "preset", "weights", "refine", "fixed_mask", "moving_mask",
-    "initial_transform", "center", "prior", "window", "quantiles", "nan_to", "iterations", "time_budget", "max_memory",
+    "initial_transform", "start", "start_similarity", "center", "prior",
+    "window", "quantiles", "nan_to", "iterations", "time_budget", "max_memory",
     "seed", "deterministic", "device", "threads",
 }  # fmt: skip
 
@@ -64,11 +65,23 @@ def command(
             rich_help_panel=_INPUTS,
         ),
     ] = None,
-    center: Annotated[
-        bool,
+    start: Annotated[
+        str,
         typer.Option(
-            "--center", help="Start from aligned centres, without a transform.", rich_help_panel=_INPUTS
+            help="Linear alignment first: none, center (of mass), moments, rigid or affine.",
+            rich_help_panel=_INPUTS,
         ),
+    ] = "none",
+    start_similarity: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What start rigid and affine climb: nmi, lncc, ...",
+            rich_help_panel=_INPUTS,
+        ),
+    ] = "nmi",
+    center: Annotated[
+        bool, typer.Option("--center", help="The same as --start center.", rich_help_panel=_INPUTS)
     ] = False,
     prior: Annotated[
         Path | None,
@@ -165,6 +178,12 @@ def command(
         Path | None,
         typer.Option(help="Its inverse, on the moving grid, in the same format.", rich_help_panel=_OUTPUTS),
     ] = None,
+    start_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The affine that the start found (ITK text: .tfm or .txt, LPS mm).", rich_help_panel=_OUTPUTS
+        ),
+    ] = None,
     warped_out: Annotated[
         Path | None, typer.Option(help="Moving image on the fixed grid (.nii.gz).", rich_help_panel=_OUTPUTS)
     ] = None,
@@ -189,6 +208,7 @@ def command(
         for flag, path, suffixes, write in (
             ("--transform-out", transform_out, NIFTI, _write_transform),
             ("--inverse-out", inverse_out, NIFTI, _write_inverse),
+            ("--start-out", start_out, (".tfm", ".txt"), _write_start),
             ("--warped-out", warped_out, NIFTI, _write_warped),
             ("--field-out", field_out, (".pt",), _write_field),
             ("--figure-out", figure_out, (".png",), _write_figure),
@@ -196,6 +216,8 @@ def command(
         )
         if path is not None
     ]
+    if start_out is not None and prior is not None:
+        raise InputError("--start-out: with --prior there is no affine start to write")
     options = parse_options(option or [])
     limits = parse_pair("--window", window), parse_pair("--quantiles", quantiles)
     check_outputs(outputs, [fixed, moving, fixed_mask, moving_mask, initial_transform, weights, prior])
@@ -213,6 +235,8 @@ def command(
             fixed_mask=fixed_mask,
             moving_mask=moving_mask,
             initial_transform=initial_transform,
+            start=start,
+            start_similarity=start_similarity,
             center=center,
             prior=prior,
             window=limits[0],
@@ -277,7 +301,7 @@ def check_outputs(outputs: list[Output], inputs: list[Path | None]) -> None:
     """Everything about the output paths that can be known before the registration starts; InputError."""
     if not outputs:
         raise InputError(
-            "nothing to write: give at least one of --transform-out, --inverse-out, --warped-out, "
+            "nothing to write: give at least one of --transform-out, --inverse-out, --start-out, --warped-out, "
             "--field-out, --figure-out, --summary"
         )
     from neuralreg.images import check_writable
@@ -304,6 +328,12 @@ def _write_transform(registration: Registration, path: Path) -> None:
 
 def _write_inverse(registration: Registration, path: Path) -> None:
     registration.inverse.save(path)
+
+
+def _write_start(registration: Registration, path: Path) -> None:
+    from neuralreg.affines import write_affine
+
+    write_affine(path, registration.summary["initial_matrix_ras"])
 
 
 def _write_warped(registration: Registration, path: Path) -> None:
