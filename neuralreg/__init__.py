@@ -1,7 +1,8 @@
 """neuralreg: custom kernels for neural-field medical image registration.
 
-``neuralreg.register`` registers two images, ``neuralreg.load_transform`` reads a saved transform,
-``neuralreg.kernels`` holds the differentiable ops. Everything is imported at first use.
+``neuralreg.register`` registers two images, ``neuralreg.align`` finds an affine alone,
+``neuralreg.load_transform`` reads a saved transform, ``neuralreg.kernels`` holds the differentiable ops. Everything is
+imported at first use.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib
 from typing import Any
 
 _EXPORTS = {
+    "align": "neuralreg.start.choose",
     "register": "neuralreg.registration",
     "Registration": "neuralreg.registration",
     "load_transform": "neuralreg.transforms",
@@ -22,7 +24,7 @@ _EXPORTS = {
     "NeuralregError": "neuralreg.errors",
 }
 __all__ = [
-    "Affine", "Image", "InputError", "NeuralregError", "Registration", "SpatialMap", "Transform", "compose",
+    "Affine", "Image", "InputError", "NeuralregError", "Registration", "SpatialMap", "Transform", "align", "compose",
     "load_transform", "register",
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Affine transforms: read what registration tools write, and align centres.
+"""Affine transforms: read what registration tools write, write ITK's text, and align centres.
 
 Matrices in memory are (ndim+1, ndim+1) in RAS world millimetres and map fixed points to moving points.
 Files hold LPS.

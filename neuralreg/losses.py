@@ -7,9 +7,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from neuralreg import kernels
+from neuralreg.similarities.mind import mind
+from neuralreg.similarities.nmi import nmi
 
-SIMILARITIES = ("lncc", "ssim", "ncc", "mse", "l1")
-WINDOWED = ("lncc", "ssim")  # these compare neighbours, so the points must form a lattice
+SIMILARITIES = ("lncc", "ssim", "ncc", "mse", "l1", "nmi", "mind")
+WINDOWED = ("lncc", "ssim", "mind")  # these compare neighbours, so the points must form a lattice
+POINTWISE = tuple(name for name in SIMILARITIES if name not in WINDOWED)
+POOLED = ("ncc", "nmi")  # one number of all values together, no mean over them
 
 
 def similarity(
@@ -24,20 +28,20 @@ def similarity(
 ) -> Tensor:
     """One of SIMILARITIES between images (B, C, *spatial); ``mask`` (B, 1, *spatial) chooses what counts.
 
-    ``window``: edge of LNCC's boxes and of SSIM's Gaussian windows, ``padding`` as there. ``dropout`` is the share of
-    the windows (or of the voxels, where there are none) that is left out of the mean at random: NIR's intensity
-    sampling; "ncc" is no mean and takes none. Differences (mse, l1) have their sign turned, so that larger is more
-    alike throughout.
+    ``window``: edge of LNCC's and MIND's boxes and of SSIM's Gaussian windows, ``padding`` as there; "mind" has "same".
+    ``dropout`` is the share of the windows (or of the voxels, where there are none) that is left out of the mean at
+    random: NIR's intensity sampling; those in POOLED are no means and take none. Differences (mse, l1, and mind, the
+    squared one of descriptors) have their sign turned, so that larger is more alike throughout.
 
     Raises:
-        ValueError: an unknown name, or dropout with "ncc".
+        ValueError: an unknown name, dropout with one of POOLED, or "mind" with padding "valid".
     """
     if name not in SIMILARITIES:
         raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {name!r}")
-    if name == "ncc":
+    if name in POOLED:
         if dropout:
-            raise ValueError("similarity ncc is not a mean over voxels: dropout does not apply to it")
-        return global_ncc(fixed, warped, mask)
+            raise ValueError(f"similarity {name} is not a mean over voxels: dropout does not apply to it")
+        return (global_ncc if name == "ncc" else nmi)(fixed, warped, mask)
     if name == "lncc" and not dropout:
         return kernels.lncc(fixed, warped, window, mask=mask, padding=padding)
     if name == "ssim" and not dropout and mask is None:
@@ -47,6 +51,13 @@ def similarity(
         values = kernels.lncc(fixed, warped, window, mask=mask, padding=padding, reduction="none")
     elif name == "ssim":
         values = kernels.ssim(fixed, warped, window, padding=padding, reduction="none")
+    elif name == "mind":
+        if padding != "same":
+            raise ValueError(
+                f"similarity mind describes voxels up to the border: padding {padding} is not for it"
+            )
+        difference = mind(fixed, window) - mind(warped, window)
+        values = -difference.square().mean(1, keepdim=True)
     else:
         difference = fixed - warped
         values = -(difference.square() if name == "mse" else difference.abs())

@@ -54,6 +54,14 @@ def write_inverse(registration: Registration, path: Path) -> None:
     registration.inverse.save(path)
 
 
+def write_start(registration: Registration, path: Path) -> None:
+    import numpy as np
+
+    from neuralreg.transforms import Affine
+
+    Affine(np.asarray(registration.summary["initial_matrix_ras"])).save(path)
+
+
 def write_warped(registration: Registration, path: Path) -> None:
     from neuralreg.images import write_image
 

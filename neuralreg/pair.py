@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,16 +41,15 @@ class Pair:
         """
         if factor == 1:
             return self
-        fixed, fixed_factors = _average(self.fixed, factor)
-        moving, moving_factors = _average(self.moving, factor)
+        fixed, moving = block_means(self.fixed, factor), block_means(self.moving, factor)
         # Block v is centred at voxel factors * v + (factors - 1) / 2 of its image.
         affine = self.voxel_affine.double()
         linear, shift = affine[:, :-1], affine[:, -1]
-        a, b = fixed_factors.to(affine), moving_factors.to(affine)
+        a, b = (affine.new_tensor([min(factor, n) for n in x.shape[2:]]) for x in (self.fixed, self.moving))
         shift = (linear @ ((a - 1) / 2) + shift - (b - 1) / 2) / b
         voxel_affine = torch.cat([linear * a / b[:, None], shift[:, None]], 1).to(self.voxel_affine)
         masks = [
-            None if mask is None else (_average(mask, factor)[0] >= 0.5).to(mask)
+            None if mask is None else (block_means(mask, factor) >= 0.5).to(mask)
             for mask in (self.fixed_mask, self.moving_mask)
         ]
         return Pair(fixed, moving, voxel_affine, *masks)
@@ -71,15 +71,16 @@ def resampled(image: Tensor, shape: tuple[int, ...]) -> Tensor:
     """An image (1, 1, *spatial) resampled linearly to a shape, corners aligned; averaged first where far larger."""
     factor = max(1, min(n // m for n, m in zip(image.shape[2:], shape, strict=True)))
     if factor > 1:
-        image = _average(image, factor)[0]
+        image = block_means(image, factor)
     if tuple(image.shape[2:]) == tuple(shape):
         return image
     mode = "bilinear" if len(shape) == 2 else "trilinear"
     return functional.interpolate(image, size=tuple(shape), mode=mode, align_corners=True)
 
 
-def _average(image: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """Block means of (1, 1, *spatial), and the block's size along every axis."""
-    size = [min(factor, n) for n in image.shape[2:]]
-    pool = functional.avg_pool2d if len(size) == 2 else functional.avg_pool3d
-    return pool(image, size), torch.tensor(size)
+def block_means(image: Tensor, factor: int | Sequence[int]) -> Tensor:
+    """Means of blocks of (1, 1, *spatial), ``factor`` voxels along all axes or each; a short axis becomes one voxel."""
+    shape = image.shape[2:]
+    factors = [factor] * len(shape) if isinstance(factor, int) else factor
+    pool = functional.avg_pool2d if len(shape) == 2 else functional.avg_pool3d
+    return pool(image, [min(f, n) for f, n in zip(factors, shape, strict=True)])

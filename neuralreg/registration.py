@@ -14,24 +14,19 @@ import numpy as np
 import torch
 
 from neuralreg.composition import behind, read_prior, seen_through
+from neuralreg.device import pick_device
 from neuralreg.errors import InputError
 from neuralreg.fit import Progress
-from neuralreg.formats import read
-from neuralreg.images import (
-    Image,
-    check_pair,
-    check_registrable,
-    read_image,
-    read_mask,
-    scale_intensity,
-)
+from neuralreg.images import Image
+from neuralreg.inputs import read_inputs
 from neuralreg.kernels.backends import native, registry
 from neuralreg.machine import cpu_name, package_version
 from neuralreg.memory import MB, most_points, peak_bytes
 from neuralreg.metrics import folds_percent, sdlogj
 from neuralreg.options import resolve
 from neuralreg.pair import Pair
-from neuralreg.transforms import Affine, SpatialMap, Transform, center_alignment, inverse_consistency
+from neuralreg.start.choose import SIMILARITY, check_start, find_start, read_initial
+from neuralreg.transforms import SpatialMap, Transform, inverse_consistency
 from neuralreg.writing import atomic_path
 
 METHODS = {
@@ -99,6 +94,8 @@ def register(
     fixed_mask: Any = None,
     moving_mask: Any = None,
     initial_transform: Any = None,
+    start: str = "none",
+    start_similarity: str = SIMILARITY,
     center: bool = False,
     prior: str | os.PathLike[str] | SpatialMap | None = None,
     window: tuple[float, float] | None = None,
@@ -129,7 +126,10 @@ def register(
             similarity.
         initial_transform: from fixed to moving physical points: a file of any format that `load_transform` reads, such
             a transform, or a 4x4 array in RAS world coordinates. What is more than an affine becomes the prior.
-        center: without an initial transform, align the centres of mass first.
+        start: "none", "center", "moments", "rigid" or "affine": the affine that stands before the field, as
+            :func:`neuralreg.align` finds it; "rigid" and "affine" begin at an initial transform.
+        start_similarity: what start "rigid" and "affine" climb.
+        center: the same as start "center".
         prior: a transform, or its file, that comes behind the new map: the moving image is read through it on the fixed
             grid, and that image is registered. The result is both, one behind the other.
         window: intensities (low, high) that become 0 and 1, for both images (CT).
@@ -137,7 +137,7 @@ def register(
         nan_to: value that replaces NaN and infinity in the voxels; None makes them an error.
         iterations: overrides the preset's.
         time_budget: seconds that the fit may take; where the clock runs ahead of the iterations, its stages and
-            learning rate follow the clock. Reading, evaluating and writing come on top.
+            learning rate follow the clock. Reading, the start, evaluating and writing come on top.
         max_memory: megabytes of resident memory that the process may reach; iterations then look at fewer points
             (wider strides, fewer patches). An error says so where the images alone need more.
         seed: of every random choice.
@@ -166,41 +166,39 @@ def register(
         torch.set_num_threads(threads)
     try:
         torch.use_deterministic_algorithms(deterministic or deterministic_before)
-        fixed_image = read_image(fixed, role="fixed image", nan_to=nan_to)
-        moving_image = read_image(moving, role="moving image", nan_to=nan_to)
-        check_pair(fixed_image.geometry, moving_image.geometry)
-        check_registrable(fixed_image, "fixed image")
-        check_registrable(moving_image, "moving image")
-        masks = [
-            None if mask is None else read_mask(mask, role=role, like=image.geometry).data
-            for mask, role, image in (
-                (fixed_mask, "fixed mask", fixed_image),
-                (moving_mask, "moving mask", moving_image),
-            )
-        ]
-        if prior is not None and (initial_transform is not None or center):
+        if center and start not in ("none", "center"):
+            raise InputError(f"center is start center: leave it out beside start {start}")
+        start = "center" if center else start
+        check_start(start, start_similarity)
+        if prior is not None and (initial_transform is not None or start != "none"):
             raise InputError(
-                "prior is where the registration starts: give no initial_transform or center beside it"
+                "prior is where the registration starts: give no initial_transform, start or center beside it"
             )
-        initial, initial_name, start = find_initial(initial_transform, center, fixed_image, moving_image)
-        if prior is not None:
-            start = read_prior(prior, fixed_image.ndim)
-        elif start is not None:
-            prior = initial_name
-        scaling: dict[str, Any] = {}
-        scaled = []
-        for name, image, mask in zip(("fixed", "moving"), (fixed_image, moving_image), masks, strict=True):
-            values, scaling[name] = scale_intensity(
-                image, window=window, mask=mask, **({} if quantiles is None else {"quantiles": quantiles})
-            )
-            scaled.append(values)
+        inputs = read_inputs(
+            fixed, moving, fixed_mask, moving_mask, window=window, quantiles=quantiles, nan_to=nan_to
+        )
+        fixed_image, moving_image = inputs.images
+        given, behind_field = read_initial(initial_transform, *(image.geometry for image in inputs.images))
+        if behind_field is not None:
+            if start != "none":
+                raise InputError(
+                    f"initial transform {initial_transform} is more than an affine, and start {start} refines affines: "
+                    "leave the start out"
+                )
+            prior = behind_field
+        earlier = None if prior is None else read_prior(prior, fixed_image.ndim)
+        found = find_start(start, inputs, given, start_similarity, target, progress)
+        initial = found.matrix
+        masks, scaled = list(inputs.masks), [image.data for image in inputs.scaled]
+        scaling = inputs.scaling
+        del inputs
         affine = voxel_affine(fixed_image, moving_image, initial)
         moving_grid = moving_image.geometry
-        if start is not None:  # from here on the moving image is the one that the prior shows
+        if earlier is not None:  # from here on the moving image is the one that the prior shows
             place = moving_image.affine, fixed_image.geometry
-            scaled[1] = seen_through(start, scaled[1], *place, "linear")
+            scaled[1] = seen_through(earlier, scaled[1], *place, "linear")
             if masks[1] is not None:
-                masks[1] = seen_through(start, masks[1].float(), *place, "nearest") > 0
+                masks[1] = seen_through(earlier, masks[1].float(), *place, "nearest") > 0
             affine, moving_grid = np.eye(fixed_image.ndim, fixed_image.ndim + 1), fixed_image.geometry
         pair = Pair(
             scaled[0][None, None].to(target),
@@ -209,7 +207,7 @@ def register(
             None if masks[0] is None else masks[0][None, None].float().to(target),
             None if masks[1] is None else masks[1][None, None].float().to(target),
         )
-        del scaled, values
+        del scaled
         if max_memory is not None:
             chosen = module.with_at_most(chosen, pair.grid, most_points(max_memory, pair))
         if trainee is None:
@@ -226,8 +224,8 @@ def register(
             inverse = transform.inverse(moving_grid)
         else:
             inverse = Transform(backward, moving_grid, fixed_image.geometry, np.linalg.inv(initial))
-        if start is not None:
-            transform, inverse = behind(transform, inverse, start, moving_image.geometry)
+        if earlier is not None:
+            transform, inverse = behind(transform, inverse, earlier, moving_image.geometry)
             displacement = transform.displacement
         warped = transform.warp(moving_image)
         consistency = inverse_consistency(transform, inverse)
@@ -249,8 +247,9 @@ def register(
             "inverse_consistency_mm": consistency["mean_mm"],
             "inverse_consistency": consistency,
             "intensity": scaling,
-            "initial_transform": initial_name,
-            "prior": None if start is None else str(prior) if isinstance(prior, (str, Path)) else "given",
+            "initial_transform": found.name,
+            "start": found.record,
+            "prior": None if earlier is None else str(prior) if isinstance(prior, (str, Path)) else "given",
             "initial_matrix_ras": np.asarray(initial).tolist(),
             "inputs": {"fixed": describe(fixed, fixed_image), "moving": describe(moving, moving_image)},
             "wall_seconds": time.perf_counter() - wall,
@@ -315,49 +314,6 @@ def choose(
     if found != method:
         raise InputError(f"the weights {os.fspath(weights)} are of method {found}, not of {method}")
     return resolve({"weights": trainee.options}, "weights", options, method), trainee
-
-
-def pick_device(device: str) -> torch.device:
-    """The torch device of a name; "auto" takes the GPU where there is one."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        target = torch.device(device)
-    except RuntimeError:
-        raise InputError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from None
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {device!r}: torch sees no CUDA device here; use --device cpu")
-    if target.type not in ("cpu", "cuda"):
-        raise InputError(f"device {device!r} is not supported; use auto, cpu, cuda or cuda:N")
-    return target
-
-
-def find_initial(
-    source: Any, center: bool, fixed: Image, moving: Image
-) -> tuple[np.ndarray, str, SpatialMap | None]:
-    """The affine that stands before the field, RAS world, where it came from, and what comes behind the field.
-
-    An initial transform that is more than an affine is such: a prior, with no affine before the field.
-    """
-    ndim = fixed.ndim
-    if source is None:
-        if center:
-            return center_alignment(fixed, moving), "centre alignment", None
-        return np.eye(ndim + 1), "identity", None
-    name = "given"
-    if isinstance(source, (str, os.PathLike)):
-        name = str(source)
-        source = read(source, None, fixed.geometry, moving.geometry, role="initial transform")
-    if isinstance(source, SpatialMap) and not isinstance(source, Affine):
-        return np.eye(ndim + 1), name, read_prior(source, ndim)
-    matrix = source.matrix if isinstance(source, Affine) else np.asarray(source, dtype=np.float64)
-    if matrix.shape != (ndim + 1, ndim + 1):
-        raise InputError(
-            f"initial transform {name}: needs a {ndim + 1}x{ndim + 1} matrix, got {matrix.shape}"
-        )
-    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:ndim, :ndim])) < 1e-8:
-        raise InputError(f"initial transform {name} is singular: it maps the volume onto a plane or less")
-    return matrix, name, None
 
 
 def voxel_affine(fixed: Image, moving: Image, initial: np.ndarray) -> np.ndarray:

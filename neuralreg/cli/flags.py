@@ -25,11 +25,21 @@ PAIR_FLAGS = {"fixed", "moving", "fixed_mask", "moving_mask", "initial_transform
 class RegisterFlags:
     """One field a flag, by the name of its argument of neuralreg.register."""
 
-    center: Annotated[
-        bool,
+    start: Annotated[
+        str,
         typer.Option(
-            "--center", help="Start from aligned centres, without a transform.", rich_help_panel=INPUTS
+            help="Linear alignment first: none, center (of mass), moments, rigid or affine.",
+            rich_help_panel=INPUTS,
         ),
+    ] = "none"
+    start_similarity: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="What start rigid and affine climb: nmi, lncc, ...", rich_help_panel=INPUTS
+        ),
+    ] = "nmi"
+    center: Annotated[
+        bool, typer.Option("--center", help="The same as --start center.", rich_help_panel=INPUTS)
     ] = False
     window: Annotated[
         str | None,

@@ -20,6 +20,7 @@ from neuralreg.outputs import (
     write_figure,
     write_inverse,
     write_report,
+    write_start,
     write_summary,
     write_together,
     write_transform,
@@ -90,6 +91,12 @@ def command(
             help="Its inverse, on the moving grid, the format by its suffix too.", rich_help_panel=_OUTPUTS
         ),
     ] = None,
+    start_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The affine that the start found (ITK text: .tfm or .txt, LPS mm).", rich_help_panel=_OUTPUTS
+        ),
+    ] = None,
     warped_out: Annotated[
         Path | None, typer.Option(help="Moving image on the fixed grid (.nii.gz).", rich_help_panel=_OUTPUTS)
     ] = None,
@@ -123,6 +130,7 @@ def command(
         for flag, path, suffixes, write in (
             ("--transform-out", transform_out, FIELD_SUFFIXES, write_transform),
             ("--inverse-out", inverse_out, FIELD_SUFFIXES, write_inverse),
+            ("--start-out", start_out, (".tfm", ".txt"), write_start),
             ("--warped-out", warped_out, NIFTI, write_warped),
             ("--field-out", field_out, (".pt",), write_field),
             ("--figure-out", figure_out, (".png",), write_figure),
@@ -131,6 +139,8 @@ def command(
         )
         if path is not None
     ]
+    if start_out is not None and prior is not None:
+        raise InputError("--start-out: with --prior there is no affine start to write")
     settings = how.arguments()
     check_outputs(outputs, [fixed, moving, fixed_mask, moving_mask, initial_transform, how.weights, prior])
 
@@ -156,7 +166,7 @@ def check_outputs(outputs: list[Output], inputs: list[Path | None]) -> None:
     """Everything about the output paths that can be known before the registration starts; InputError."""
     if not outputs:
         raise InputError(
-            "nothing to write: give at least one of --transform-out, --inverse-out, --warped-out, "
+            "nothing to write: give at least one of --transform-out, --inverse-out, --start-out, --warped-out, "
             "--field-out, --figure-out, --report, --summary"
         )
     from neuralreg.formats import for_writing

@@ -135,8 +135,9 @@ def command(
 
     import os
 
+    from neuralreg.device import pick_device
     from neuralreg.options import resolve
-    from neuralreg.registration import environment, pick_device
+    from neuralreg.registration import environment
     from neuralreg.training.augment import Augmentation
     from neuralreg.training.budget import Every
     from neuralreg.training.layouts import read_collection

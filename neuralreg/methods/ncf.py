@@ -59,7 +59,7 @@ class Options:
     smoother_lr: float = 1e-3
     final_lr: float = 0.1
     patience: int = 0  # iterations without progress that end a stage; 0: never
-    photometric: str = "l1"  # or mse
+    photometric: str = "l1"  # or mse, and between modalities ncc, nmi, mind
     photometric_weight: float = 1.0
     ssim_window: int = 11
     ssim_weight: float = 1.0
@@ -70,7 +70,7 @@ class Options:
     occupancy_softness: float = 0.05
     occupancy_loss: str = "l1"  # or bce, dice
     occupancy_weight: float = 1.0
-    lncc_window: int = 5
+    lncc_window: int = 5  # also MIND's
     lncc_weight: float = 0.0
     jacobian_weight: float = 0.0
     jacobian_threshold: float = 0.4
@@ -80,7 +80,7 @@ class Options:
         for name, choices in (
             ("activation", ACTIVATIONS),
             ("output", ("displacement", "position")),
-            ("photometric", ("l1", "mse")),
+            ("photometric", ("l1", "mse", "ncc", "nmi", "mind")),
             ("occupancy", (*OCCUPIED, "mask")),
             ("occupancy_loss", OCCUPANCY_LOSSES),
         ):
@@ -331,7 +331,9 @@ def compare(stage: Stage, lattice: Lattice, displacement: Tensor, options: Optio
     images = fixed[:, :1], warped[:, :1]
     losses: dict[str, Tensor] = {}
     if options.photometric_weight:
-        losses["photometric"] = -similarity(options.photometric, *images, mask=mask)
+        losses["photometric"] = -similarity(
+            options.photometric, *images, mask=mask, window=options.lncc_window
+        )
     if options.ssim_weight:
         losses["ssim"] = 1 - similarity("ssim", *images, mask=mask, window=options.ssim_window)
     if options.lncc_weight:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from neuralreg.losses import SIMILARITIES, WINDOWED
+from neuralreg.losses import POINTWISE, SIMILARITIES, WINDOWED
 from neuralreg.networks.encoder import NORMS
 
 SAMPLERS = ("random", "patches", "lattice")
@@ -42,13 +42,13 @@ class Options:
     # By stage, which share the training evenly; the last number holds for the stages that are left
     scales: tuple[int, ...] = (1,)  # how often images are shrunk first, for patches and lattices
     strides: tuple[int, ...] = (0,)  # of the lattice; 0: the smallest that leaves so many points
-    windows: tuple[int, ...] = (5,)  # of lncc and ssim
+    windows: tuple[int, ...] = (5,)  # of lncc, ssim and mind
     patches: int = 8
     patch_side: int = 16
     regulariser_share: float = 1e-4  # of the voxels
     regulariser_bounds: tuple[int, int] = (10, 500)  # fewest and most of its points
     # What is asked of them
-    similarity: str = "ncc"  # global; or mse, l1, and with neighbours lncc, ssim
+    similarity: str = "ncc"  # global, as nmi; or mse, l1, and with neighbours lncc, ssim, mind
     regulariser: str = "inverse"  # gradient inverse consistency, or diffusion
     derivative: str = "exact"  # or differences
     regulariser_weight: float = 10.0
@@ -128,7 +128,7 @@ class Options:
         if self.sampler == "random" and self.similarity in WINDOWED:
             raise ValueError(
                 f"similarity {self.similarity} compares neighbours, which random points do not have: take "
-                "sampler=patches or lattice, or similarity=ncc, mse or l1"
+                f"sampler=patches or lattice, or similarity={', '.join(POINTWISE)}"
             )
         if self.sampler == "random" and max(*self.scales, *self.refine_scales) > 1:
             raise ValueError("scales and refine_scales belong to sampler patches or lattice")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from neuralreg.losses import SIMILARITIES, WINDOWED
+from neuralreg.losses import POINTWISE, POOLED, SIMILARITIES, WINDOWED
 
 ENCODINGS = ("grid", "fourier", "octaves", "none")
 OUTPUTS = ("displacement", "velocity")
@@ -51,8 +51,8 @@ class Options:
     patches: int = 8
     patch_side: int = 32
     # What it compares
-    similarity: str = "lncc"  # or ssim, ncc (global), mse, l1
-    lncc_window: int = 5  # also SSIM's
+    similarity: str = "lncc"  # or ssim, ncc (global), mse, l1, nmi (global), mind
+    lncc_window: int = 5  # also SSIM's and MIND's
     patch_window: int = 9  # on patches
     padding: str = "same"  # of the windows: same or valid
     zero_rule: bool = False  # windows without content count by squared differences (with valid padding)
@@ -111,7 +111,7 @@ class Options:
                 if name == "random" and (self.similarity in WINDOWED or self.zero_rule):
                     raise ValueError(
                         f"{option} random draws points without neighbours, similarity {self.similarity} needs windows: "
-                        "take similarity=ncc, mse or l1, or another sampler"
+                        f"take similarity={', '.join(POINTWISE)}, or another sampler"
                     )
         squared = self.output == "velocity" and self.integrator == "squaring"
         if squared and (
@@ -123,8 +123,12 @@ class Options:
             )
         if self.zero_rule and self.similarity != "lncc":
             raise ValueError(f"zero_rule belongs to similarity lncc, not to {self.similarity}")
-        if self.dropout and self.similarity == "ncc":
-            raise ValueError("dropout leaves windows or voxels out of a mean; similarity ncc is none")
+        if self.dropout and self.similarity in POOLED:
+            raise ValueError(
+                f"dropout leaves windows or voxels out of a mean; similarity {self.similarity} is none"
+            )
+        if self.similarity == "mind" and self.padding != "same":
+            raise ValueError("similarity mind describes voxels up to the border: take padding=same")
 
 
 # Released code: windows that fit, zero rule, dropout 0.2, last layer not started at zero; Fourier scale 1 and learning

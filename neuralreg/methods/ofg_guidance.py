@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from neuralreg import kernels
-from neuralreg.losses import similarity
+from neuralreg.losses import POOLED, SIMILARITIES, similarity
 
-SIMILARITIES = ("lncc", "ssim", "mse")
 REGULARISERS: dict[str, Callable[[Tensor], Tensor]] = {
     "diffusion": kernels.diffusion_loss,
     "bending": kernels.bending_loss,
@@ -24,8 +23,9 @@ REGULARISERS: dict[str, Callable[[Tensor], Tensor]] = {
 class Energy:
     """``regularisation`` * regulariser(u) - similarity(fixed, moving warped by u), means over the batch's pairs.
 
-    similarity: "lncc" (squared, boxes of ``window`` voxels), "ssim" (Gaussian windows) or "mse" (sign turned; no
-    window). regulariser: "diffusion", "bending" or "jacobian" (relu(-det), which counts folds alone).
+    similarity: one of :data:`neuralreg.losses.SIMILARITIES`, of every pair by itself: "lncc" (squared, boxes of
+    ``window`` voxels), "ssim", "mind", or without a window "mse", "l1", "ncc", "nmi". regulariser: "diffusion",
+    "bending" or "jacobian" (relu(-det), which counts folds alone).
 
     Raises:
         ValueError: an unknown name, or a number out of range.
@@ -48,7 +48,10 @@ class Energy:
     def parts(self, fixed: Tensor, moving: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
         """Similarity and regulariser, without the weight."""
         warped = kernels.warp(moving, displacement)
-        alike = similarity(self.similarity, fixed, warped, window=self.window)
+        # what is one number of all values is that of each pair
+        size = 1 if self.similarity in POOLED else len(fixed)
+        items = zip(fixed.split(size), warped.split(size), strict=True)
+        alike = torch.stack([similarity(self.similarity, *item, window=self.window) for item in items]).mean()
         return alike, REGULARISERS[self.regulariser](displacement)
 
     def __call__(self, fixed: Tensor, moving: Tensor, displacement: Tensor) -> Tensor:
@@ -72,10 +75,10 @@ class OnTheFlyGuidance:
     Attributes:
         steps: of the inner optimiser, at least 1; the paper recommends 5 to 10.
         lr: its learning rate, about the voxels that a step can move.
-        window: of LNCC and SSIM, voxels along every axis.
+        window: of LNCC, SSIM and MIND, voxels along every axis.
         regularisation: weight of the regulariser inside the loop.
         smoothness: weight of the diffusion of the prediction in the loss; 0.02 in the paper.
-        similarity: "lncc", "ssim" or "mse".
+        similarity: one of :data:`neuralreg.losses.SIMILARITIES`.
         regulariser: "diffusion", "bending" or "jacobian".
         decay: the inner rate is lr * (1 - done)^decay, ``done`` being the share of the training that the call is told;
             0 keeps it. The paper's code lets it follow its outer schedule, of power 0.9.

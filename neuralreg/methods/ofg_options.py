@@ -36,7 +36,7 @@ class Options:
     heads: tuple[int, ...] = (2, 4, 8)
     attention_window: int = 4
     # What images are compared by, in the loss of the modes that have it and in the inner loop
-    similarity: str = "lncc"  # or ssim, mse
+    similarity: str = "lncc"  # or ssim, mind, mse, l1, ncc, nmi
     window: int = 9
     regulariser: str = "diffusion"  # or bending, jacobian
     regularisation: float = 1.0

@@ -1,0 +1,1 @@
+"""Similarities between modalities: normalised mutual information, and descriptors of self-similarity."""
