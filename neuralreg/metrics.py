@@ -84,25 +84,30 @@ def regularity(displacement: Tensor, mask: Tensor | None = None, scheme: str = "
     over the voxels with det > 0; min_determinant. nan where no voxel counts. Central differences miss folds
     that alternate from voxel to voxel; "forward" or "backward" as ``scheme`` see those. Works slab by slab.
     """
-    voxels = folds = 0
-    total = squares = 0.0
-    lowest = float("inf")
+    sums, lowest = np.zeros(4), float("inf")
     for k, det in enumerate(_determinants(displacement.detach(), scheme)):
         if mask is not None:
             det = det[(mask[k * _PLANES : k * _PLANES + len(det)] != 0).to(det.device)]
         if not det.numel():
             continue
-        good = det[det > 0].double().log()
-        voxels += det.numel()
-        folds += det.numel() - good.numel()
-        total += float(good.sum())
-        squares += float(good.square().sum())
+        sums += determinant_sums(det)
         lowest = min(lowest, float(det.min()))
+    return {**regularity_of(*sums), "min_determinant": lowest if sums[0] else float("nan")}
+
+
+def determinant_sums(det: Tensor) -> tuple[int, int, float, float]:
+    """Of determinants: their number, the number of folds, sum and sum of squares of log det where det > 0."""
+    good = det[det > 0].double().log()
+    return det.numel(), det.numel() - good.numel(), float(good.sum()), float(good.square().sum())
+
+
+def regularity_of(voxels: float, folds: float, total: float, squares: float) -> dict[str, float]:
+    """folds_percent and sdlogj of added `determinant_sums`; nan where no voxel counts."""
+    if not voxels:
+        return dict.fromkeys(("folds_percent", "sdlogj"), float("nan"))
     count = voxels - folds
     deviation = np.sqrt(max(0.0, squares / count - (total / count) ** 2)) if count else float("nan")
-    if not voxels:
-        return dict.fromkeys(("folds_percent", "sdlogj", "min_determinant"), float("nan"))
-    return {"folds_percent": 100 * folds / voxels, "sdlogj": float(deviation), "min_determinant": lowest}
+    return {"folds_percent": 100 * folds / voxels, "sdlogj": float(deviation)}
 
 
 def folds_percent(displacement: Tensor, mask: Tensor | None = None, scheme: str = "central") -> float:

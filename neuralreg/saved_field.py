@@ -17,6 +17,7 @@ from neuralreg.fields import load_field
 from neuralreg.images import Geometry
 from neuralreg.reading import lps_flip
 from neuralreg.transforms import Transform
+from neuralreg.writing import atomic_path
 
 POINTS_AT_ONCE = 1 << 18
 
@@ -73,6 +74,27 @@ class SavedField:
             u = self.displacement_at(index @ linear.T + shift)
             out[:, plane] = (u @ back.T).T.reshape(ndim, *grid.shape[1:])
         return Transform(out, grid, None, self.initial)
+
+
+def save_field(
+    path: str | os.PathLike[str],
+    field: Any,
+    method: str,
+    options: dict[str, Any],
+    fixed: Geometry,
+    initial: np.ndarray,
+) -> None:
+    """Writes a fitted network, its spec and the geometry as a ``torch.save`` file that loads with weights_only."""
+    content = {
+        "method": method,
+        "options": options,
+        "field": field.describe(),
+        "fixed_shape": list(fixed.shape),
+        "fixed_affine": torch.from_numpy(fixed.affine),
+        "initial": torch.from_numpy(np.asarray(initial)),
+    }
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
 
 
 def load_saved_field(path: str | os.PathLike[str]) -> SavedField:

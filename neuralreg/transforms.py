@@ -101,6 +101,11 @@ class Transform:
             )
         return out
 
+    def stored(self) -> np.ndarray:
+        """:meth:`to_physical` as files hold it, rounded to a 4096th of a voxel or less."""
+        grain = 2.0 ** (np.floor(np.log2(min(self.fixed.spacing))) - 12)
+        return self.to_physical().div_(grain).round_().mul_(grain).cpu().numpy()
+
     def _physical_parts(self) -> tuple[np.ndarray, np.ndarray]:
         """M (ndim, ndim+1) and L (ndim, ndim) with y - x = M [i, 1] + L u, in RAS millimetres."""
         whole = self.initial @ self.fixed.affine
@@ -246,11 +251,9 @@ class Transform:
         the nearest grid without shear that covers it.
         """
         path = check_writable(path, role="transform")
-        sheared = _shear(self.fixed) > ITK_SHEAR_TOLERANCE
-        transform = self.on_grid(_straight_cover(self.fixed)) if sheared else self
-        grain = 2.0 ** (np.floor(np.log2(min(transform.fixed.spacing))) - 12)
-        values = transform.to_physical().div_(grain).round_().mul_(grain).cpu().numpy()
-        values = np.moveaxis(values, 0, -1).reshape(*values.shape[1:], *[1] * (4 - self.ndim), self.ndim)
+        transform = self.on_grid(_straight_cover(self.fixed)) if is_sheared(self.fixed) else self
+        values = np.moveaxis(transform.stored(), 0, -1)
+        values = values.reshape(*transform.fixed.shape, *[1] * (4 - self.ndim), self.ndim)
         save_nifti(path, values, transform.fixed.affine, intent=VECTOR_INTENT)
 
 
@@ -369,6 +372,11 @@ def _half(grid: Geometry) -> Geometry:
     affine = grid.affine.copy()
     affine[:-1, :-1] *= 2
     return Geometry(tuple(n // 2 + 1 if n > 1 else 1 for n in grid.shape), affine)
+
+
+def is_sheared(grid: Geometry) -> bool:
+    """Whether a grid's axes are so far from orthogonal that ITK does not know such a grid."""
+    return _shear(grid) > ITK_SHEAR_TOLERANCE
 
 
 def _shear(grid: Geometry) -> float:

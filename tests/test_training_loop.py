@@ -19,7 +19,7 @@ from neuralreg.training import trainee as registry
 from neuralreg.training.augment import Augmentation
 from neuralreg.training.budget import Every, Limits, Rhythm
 from neuralreg.training.data import Batch, Pairs, Source, Subject, Subjects
-from neuralreg.training.distributed import Ranks
+from neuralreg.distributed import Ranks
 from neuralreg.training.log import read_log
 from neuralreg.training.loop import Trained, train
 from neuralreg.training.trainee import load_trainee, save_trainee

@@ -12,7 +12,7 @@ import torch
 from neuralreg import kernels, metrics
 from neuralreg.errors import NeuralregError
 from neuralreg.training.data import Pairs, seed_of
-from neuralreg.training.distributed import Ranks
+from neuralreg.distributed import Ranks
 from neuralreg.training.trainee import Trainee
 
 

@@ -1,4 +1,4 @@
-"""The processes that train together, started by torchrun: who they are and the few things that they tell each other."""
+"""Processes that work together, started by torchrun: who they are and the few things that they tell each other."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from neuralreg.errors import InputError
+
 
 class Ranks:
     """This process among its peers. One process alone is rank 0 of 1, and nothing is communicated."""
 
-    def __init__(self, device: torch.device, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, device: torch.device, rank: int = 0, world: int = 1, store: dist.Store | None = None
+    ) -> None:
         self.device, self.rank, self.world = device, rank, world
+        self.store = store  # what the ranks may leave words in, also when one of them is about to end
 
     @property
     def first(self) -> bool:
@@ -78,16 +83,23 @@ def ranks(device: torch.device) -> Iterator[Ranks]:
 
     On GPUs each process takes the one of its local rank. A group that exists already is used and left open.
     """
-    started = False
+    started, store = False, None
     if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            if device.index >= torch.cuda.device_count():
+                raise InputError(
+                    f"process {device.index} of this machine finds {torch.cuda.device_count()} GPUs: start at most so "
+                    "many processes"
+                )
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        store, rank, world = next(dist.rendezvous("env://"))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
         started = True
     try:
         if dist.is_initialized():
-            yield Ranks(device, dist.get_rank(), dist.get_world_size())
+            yield Ranks(device, dist.get_rank(), dist.get_world_size(), store)
         else:
             yield Ranks(device)
     finally:
