@@ -103,5 +103,5 @@ def ranks(device: torch.device) -> Iterator[Ranks]:
         else:
             yield Ranks(device)
     finally:
-        if started:
+        if started and dist.is_initialized():
             dist.destroy_process_group()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from neuralreg.registration import Registration
+    from neuralreg.sharded.registration import Part
 
 
 def write_together(files: Mapping[Path, Callable[[Path], None]]) -> None:
@@ -45,7 +46,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def summary_rows(registration: Registration) -> list[tuple[str, str]]:
+def summary_rows(registration: Registration | Part) -> list[tuple[str, str]]:
     """The few numbers that tell whether a registration went well, as (name, value) for people."""
     summary, history = registration.summary, registration.history
     rows = []
@@ -59,11 +60,14 @@ def summary_rows(registration: Registration) -> list[tuple[str, str]]:
         # Only losses of one scale compare.
         first = next(entry for entry in history if entry.get("scale") == history[-1].get("scale"))
         rows.append(("similarity", f"{first['similarity']:.4f} -> {history[-1]['similarity']:.4f}"))
+    if summary.get("world_size"):
+        rows.append(("processes", f"{summary['world_size']}, memory is of the largest"))
     seconds = f"{summary['wall_seconds']:.1f} s, {summary['cpu_seconds']:.1f} CPU s"
+    rows.append(("folds", f"{summary['folds_percent']:.4f} % of voxels, SDlogJ {summary['sdlogj']:.3f}"))
+    if summary["inverse_consistency_mm"] is not None:
+        rows.append(("inverse consistency", f"{summary['inverse_consistency_mm']:.3f} mm"))
     return [
         *rows,
-        ("folds", f"{summary['folds_percent']:.4f} % of voxels, SDlogJ {summary['sdlogj']:.3f}"),
-        ("inverse consistency", f"{summary['inverse_consistency_mm']:.3f} mm"),
         ("time", f"{seconds}, {summary['iterations']} iterations"),
         ("peak memory", f"{summary['peak_memory_mb']:.0f} MB"),
     ]

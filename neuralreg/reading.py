@@ -104,13 +104,12 @@ def voxels_of(image: Any, name: str, as_float: bool = True) -> np.ndarray:
         raise InputError(_damaged(name, error)) from error
 
 
-def part_of(image: Any, name: str, index: tuple[slice, ...]) -> np.ndarray:
+def part_of(image: Any, name: str, index: tuple[Any, ...]) -> np.ndarray:
     """The voxels of a nibabel image at an index of its 2 or 3 spatial axes; no others are read from a NIfTI file."""
     try:
-        part = np.asarray(image.dataobj[(*index, *[0] * (len(image.shape) - len(index)))])
+        return np.asarray(image.dataobj[index + (0,) * (len(image.shape) - len(index))])
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise InputError(_damaged(name, error)) from error
-    return part
 
 
 def _is_vector(header: Any) -> bool:

@@ -58,13 +58,19 @@ class _Commands(TyperGroup):
             line = error_line(error)
             if line is None:
                 raise
-            print(f"error: {line}", file=sys.stderr)
+            if not _is_echo(arguments):
+                print(f"error: {line}", file=sys.stderr)
             code = 2
         except KeyboardInterrupt:
             code = 130
         if code == 130:
             print("interrupted", file=sys.stderr)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_echo(arguments: list[str]) -> bool:
+    """Whether another process of the same registration under torchrun, rank 0, says what there is to say."""
+    return arguments[0] == "register" and os.environ.get("RANK", "0") != "0"
 
 
 def error_line(error: BaseException) -> str | None:

@@ -18,6 +18,7 @@ from neuralreg.outputs import summary_rows, write_json, write_together
 
 if TYPE_CHECKING:
     from neuralreg.registration import Registration
+    from neuralreg.sharded.registration import Part
 
 NIFTI = (".nii", ".nii.gz")
 
@@ -25,7 +26,7 @@ NIFTI = (".nii", ".nii.gz")
 OWN_FLAGS = {
     "fixed", "moving", "method", "preset", "weights", "refine", "fixed_mask", "moving_mask",
     "initial_transform", "center", "prior", "window", "quantiles", "nan_to", "iterations", "time_budget", "max_memory",
-    "seed", "deterministic", "device", "threads",
+    "seed", "deterministic", "device", "threads", "margin", "inverse",
 }  # fmt: skip
 
 _INPUTS, _RUN, _OUTPUTS = "Images", "Registration", "Outputs (at least one)"
@@ -154,6 +155,14 @@ def command(
     threads: Annotated[
         int | None, typer.Option(help="CPU threads; all cores by default.", rich_help_panel=_RUN)
     ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MM",
+            help="Under torchrun: how far points may move before more of the moving image is read; 10.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
     transform_out: Annotated[
         Path | None,
         typer.Option(
@@ -200,35 +209,46 @@ def command(
     limits = parse_pair("--window", window), parse_pair("--quantiles", quantiles)
     check_outputs(outputs, [fixed, moving, fixed_mask, moving_mask, initial_transform, weights, prior])
 
-    import neuralreg
-
+    arguments: dict[str, Any] = {
+        "method": method,
+        "preset": preset,
+        "weights": weights,
+        "refine": refine,
+        "fixed_mask": fixed_mask,
+        "moving_mask": moving_mask,
+        "initial_transform": initial_transform,
+        "center": center,
+        "prior": prior,
+        "window": limits[0],
+        "quantiles": limits[1],
+        "nan_to": nan_to,
+        "iterations": iterations,
+        "time_budget": time_budget,
+        "max_memory": max_memory,
+        "seed": seed,
+        "deterministic": deterministic,
+        "device": device,
+        "threads": threads,
+    }
+    registration: Registration | Part
+    together = {"RANK", "WORLD_SIZE"} <= os.environ.keys()  # torchrun has started this process among others
+    quiet = quiet or (together and os.environ["RANK"] != "0")
     with progress_bar(quiet) as progress:
-        registration = neuralreg.register(
-            fixed,
-            moving,
-            method,
-            preset,
-            weights=weights,
-            refine=refine,
-            fixed_mask=fixed_mask,
-            moving_mask=moving_mask,
-            initial_transform=initial_transform,
-            center=center,
-            prior=prior,
-            window=limits[0],
-            quantiles=limits[1],
-            nan_to=nan_to,
-            iterations=iterations,
-            time_budget=time_budget,
-            max_memory=max_memory,
-            seed=seed,
-            deterministic=deterministic,
-            device=device,
-            threads=threads,
-            progress=progress,
-            **options,
-        )
-    write_together({output.path: partial(output.write, registration) for output in outputs})
+        if together:
+            from neuralreg.sharded.command import register_together
+
+            paths = {output.flag: output.path for output in outputs}
+            registration = register_together(
+                fixed, moving, paths, {**arguments, "margin": margin}, options, progress
+            )
+        elif margin is not None:
+            raise InputError("--margin belongs to several processes for one pair: start with torchrun")
+        else:
+            import neuralreg
+
+            alone = neuralreg.register(fixed, moving, progress=progress, **arguments, **options)
+            write_together({output.path: partial(output.write, alone) for output in outputs})
+            registration = alone
     if not quiet:
         print_table("registration", summary_rows(registration) + [(o.flag[2:], str(o.path)) for o in outputs])
 

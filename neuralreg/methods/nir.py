@@ -37,6 +37,7 @@ from neuralreg.objective import analytic_regularity, lattice_regularity, sampled
 from neuralreg.pair import Pair
 from neuralreg.samplers import (
     Downsize,
+    Lattice,
     Patches,
     RandomPoints,
     Sampler,
@@ -286,14 +287,15 @@ def sampled_loss(
     field: Any, pair: Pair | Stage, sampler: Sampler, window: int, options: Options
 ) -> tuple[Tensor, Tensor]:
     """Similarity and weighted regulariser of a field at the points that a sampler draws."""
+    sample = sampler.draw()
     if isinstance(pair, Stage):  # of which this rank has a part
-        return pair.losses(field, sampler.draw(), window, options)
+        assert isinstance(sample, Lattice)
+        return pair.losses(field, sample, window, options)
     weights = {
         "folding": options.jacobian_weight,
         "threshold": options.jacobian_threshold,
         "diffusion": options.diffusion_weight,
     }
-    sample = sampler.draw()
     x = sample.coordinates()
     if sample.regular and options.jacobian == "lattice":
         if isinstance(field, SquaredField):

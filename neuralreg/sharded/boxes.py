@@ -78,3 +78,8 @@ def image_of(affine: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.
     linear, shift = affine[:, :-1], affine[:, -1]
     ends = linear * low, linear * high
     return np.minimum(*ends).sum(1) + shift, np.maximum(*ends).sum(1) + shift
+
+
+def hull(a: Box, b: Box) -> Box:
+    """The smallest box around both."""
+    return tuple((min(x[0], y[0]), max(x[1], y[1])) for x, y in zip(a, b, strict=True))

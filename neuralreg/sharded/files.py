@@ -1,4 +1,4 @@
-"""Writes an image of which every rank has a part: rank 0 has the file, the others send it their planes in file order."""
+"""Writes an image of which every rank has a part: rank 0 has the file, the others send their planes in file order."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ class _Sink:
             return lambda values: None
         self.file = ImageOpener(str(self.path), "wb")
         self.header.write_to(self.file)
-        return lambda values: self.file.write(values.tobytes(order="F"))
+        return self._write
+
+    def _write(self, values: np.ndarray) -> None:
+        self.file.write(values.tobytes(order="F"))
 
     def __exit__(self, *error: object) -> None:
         if self.path is not None:

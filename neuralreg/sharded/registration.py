@@ -23,10 +23,12 @@ from neuralreg.methods import nir
 from neuralreg.methods.nir_options import WHOLE_LATTICES, Options
 from neuralreg.metrics import determinant, determinant_sums, regularity_of
 from neuralreg.options import resolve
+from neuralreg.outputs import write_json
 from neuralreg.registration import DEFAULT_PRESET, describe, environment, find_initial, voxel_affine
 from neuralreg.saved_field import save_field
-from neuralreg.sharded.boxes import Box, image_of, readable, whole, with_rows, within
+from neuralreg.sharded.boxes import Box, readable, whole, with_rows, within
 from neuralreg.sharded.files import write_parts
+from neuralreg.sharded.inverse import InversePart, invert, reach, transform_in
 from neuralreg.sharded.ranks import Together
 from neuralreg.sharded.slab import Slab
 from neuralreg.sharded.volume import Volume, cut, find_range, read_mask_volume
@@ -43,6 +45,7 @@ class Part:
         box: this rank's voxels of the fixed grid; ``transform`` is on that part of the grid.
         grid: the whole fixed grid.
         moving: the moving image.
+        inverse: this rank's part of the inverse, where it was asked for.
         field, history, summary: as in :class:`neuralreg.Registration`, the same on every rank.
     """
 
@@ -51,32 +54,34 @@ class Part:
     grid: Geometry
     transform: Transform
     moving: Volume
+    inverse: InversePart | None
     field: Any
     history: list[dict[str, Any]]
     summary: dict[str, Any]
 
     def save_transform(self, path: Path | None) -> None:
         """The file that :meth:`neuralreg.Transform.save` writes."""
+        save_vectors(self.ranks, path, self.grid, self.box, self.transform)
 
-        def vectors(box: Box, component: int) -> np.ndarray:
-            return self._transform_in(box).stored()[component]
+    def save_inverse(self, path: Path | None) -> None:
+        """The inverse in the same format.
 
-        write_parts(
-            self.ranks, path, self.grid, self.box, vectors, vectors=True, intent=VECTOR_INTENT
-        )
+        Raises:
+            InputError: it was not asked for.
+        """
+        if self.inverse is None:
+            raise InputError("this registration has no inverse: ask for it (inverse=True)")
+        save_vectors(self.ranks, path, self.moving.geometry, self.inverse.box, self.inverse.transform)
 
     def save_warped(self, path: Path | None) -> None:
         """The moving image on the fixed grid."""
         with self.ranks.agreed():
-            bounds = self.transform.displacement.flatten(1)
-            low = np.array([start for start, _ in self.box]) + bounds.amin(1).double().numpy()
-            high = np.array([stop - 1 for _, stop in self.box]) + bounds.amax(1).double().numpy()
-            affine = (np.linalg.inv(self.moving.geometry.affine) @ self.transform.initial @ self.grid.affine)[:-1]
-            source = readable(*image_of(affine, low, high), self.moving.geometry.shape)
-            image = Image(torch.from_numpy(self.moving.read(source)), cut(self.moving.geometry, source).affine)
+            moving = self.moving.geometry
+            source = readable(*reach(self.transform, moving), moving.shape)
+            image = Image(torch.from_numpy(self.moving.read(source)), cut(moving, source).affine)
 
         def values(box: Box, component: int) -> np.ndarray:
-            return self._transform_in(box).warp(image).data.numpy()
+            return transform_in(self.transform, within(box, self.box)).warp(image).data.numpy()
 
         write_parts(self.ranks, path, self.grid, self.box, values)
 
@@ -86,14 +91,32 @@ class Part:
             options = self.summary["options"]
             save_field(path, self.field, "nir", options, self.grid, np.asarray(self.transform.initial))
 
-    def _transform_in(self, box: Box) -> Transform:
-        part = within(box, self.box)
-        index = (slice(None), *(slice(*ends) for ends in part))
-        return Transform(
-            self.transform.displacement[index],
-            cut(self.grid, box),
-            self.transform.moving,
-            self.transform.initial,
+    def save_summary(self, path: Path | None) -> None:
+        """The summary as JSON."""
+        if path is not None:
+            write_json(path, self.summary)
+
+
+def save_vectors(ranks: Together, path: Path | None, grid: Geometry, box: Box, transform: Transform) -> None:
+    """Writes the displacement field of a whole grid, of which ``transform`` is on the part ``box``.
+
+    Raises:
+        InputError: a sheared grid, which ITK does not know.
+    """
+
+    def vectors(part: Box, component: int) -> np.ndarray:
+        return transform_in(transform, within(part, box)).stored()[component]
+
+    check_straight(grid)
+    write_parts(ranks, path, grid, box, vectors, vectors=True, intent=VECTOR_INTENT)
+
+
+def check_straight(grid: Geometry) -> None:
+    """InputError where a displacement field on this grid would have to be resampled first."""
+    if is_sheared(grid):
+        raise InputError(
+            "the grid is sheared, and a displacement field on it is resampled as a whole: resample the image to a grid "
+            "with orthogonal axes first, or start without torchrun"
         )
 
 
@@ -111,6 +134,7 @@ def register(
     quantiles: tuple[float, float] | None = None,
     nan_to: float | None = None,
     margin: float | None = None,
+    inverse: bool = False,
     iterations: int | None = None,
     seed: int = 0,
     deterministic: bool = False,
@@ -124,6 +148,7 @@ def register(
         fixed, moving, fixed_mask, moving_mask: paths, which every rank can read.
         margin: millimetres that points are expected to move at most; default MARGIN. Where one moves farther the rank
             reads more of the moving image, so that only time depends on it.
+        inverse: also invert the transform; the summary has its consistency then.
 
     Raises:
         InputError: a choice that is not served here, or what :func:`neuralreg.register` refuses.
@@ -176,6 +201,7 @@ def register(
     finally:
         torch.use_deterministic_algorithms(before)
     transform = Transform(displacement, cut(grid, box), volumes[1].geometry, initial)
+    backward, consistency = invert(ranks, field, transform, grid) if inverse else (None, None)
     summary = {
         "method": method,
         "preset": preset or DEFAULT_PRESET,
@@ -187,7 +213,8 @@ def register(
         "similarity": history[-1]["similarity"] if history else None,
         "loss": history[-1]["loss"] if history else None,
         **quality,
-        "inverse_consistency_mm": None,
+        "inverse_consistency_mm": consistency and consistency["mean_mm"],
+        "inverse_consistency": consistency,
         "intensity": scaling,
         "initial_transform": initial_name,
         "initial_matrix_ras": np.asarray(initial).tolist(),
@@ -210,7 +237,7 @@ def register(
         "wall_seconds": time.perf_counter() - wall,
         **environment(ranks.device),
     }
-    return Part(ranks, box, grid, transform, volumes[1], field, history, summary)
+    return Part(ranks, box, grid, transform, volumes[1], backward, field, history, summary)
 
 
 def check_served(options: Options) -> None:

@@ -139,12 +139,11 @@ class Slab:
     def pair(self) -> Pair:
         """The parts of the images that are held, as a pair of their own."""
         fixed, moving, fixed_mask, moving_mask = self._parts
-        assert fixed is not None and moving is not None
+        assert fixed is not None
+        assert moving is not None
         shift = self.affine[:, :-1] @ origin_of(self.fixed_box) + self.affine[:, -1]
         affine = np.concatenate([self.affine[:, :-1], (shift - origin_of(self.moving_box))[:, None]], 1)
-        return Pair(
-            fixed, moving, torch.from_numpy(affine).float().to(self.device), fixed_mask, moving_mask
-        )
+        return Pair(fixed, moving, torch.from_numpy(affine).float().to(self.device), fixed_mask, moving_mask)
 
     def _fixed_box(self, lattices: list[tuple[tuple[int, ...], int, int]]) -> Box:
         """The voxels that the rows of all lattices read, whatever their offset."""
@@ -166,7 +165,9 @@ class Slab:
     def _reached(self, low: np.ndarray, high: np.ndarray) -> Box:
         """The moving voxels that fixed positions read, at any scale."""
         moved = image_of(self.affine, low, high)
-        room = 1.5 * self.largest_scale  # the two voxels of a shrunken image beside a position end within that
+        room = (
+            1.5 * self.largest_scale
+        )  # the two voxels of a shrunken image beside a position end within that
         return aligned(
             readable(moved[0] - room, moved[1] + room, self.moving.geometry.shape),
             self.moving.geometry.shape,

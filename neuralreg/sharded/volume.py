@@ -51,12 +51,12 @@ class Volume:
         """The voxels of a box, float32."""
         grid = self.geometry.shape
         out = np.empty(shape_of(box), dtype=np.float32)
-        *inner, (first, last) = box
+        inner, (first, last) = (*slices(box[:-1]), slice(None)), box[-1]
         planes = max(1, READ_VOXELS // int(np.prod(grid[:-1])))
         for start in range(first, last, planes):
             stop = min(start + planes, last)
-            part = part_of(self._file, self.name, slices(((0, n) for n in grid[:-1])) + (slice(start, stop),))
-            out[..., start - first : stop - first] = part[slices(inner)]
+            part = part_of(self._file, self.name, (*slices(whole(grid[:-1])), slice(start, stop)))
+            out[..., start - first : stop - first] = part[inner]
         if self.nan_to is not None:
             out[~np.isfinite(out)] = self.nan_to
         return out
@@ -116,9 +116,7 @@ def find_range(
         raise InputError(f"{mask.name if mask else volume.name} is empty: it leaves no voxel to register")
     least, most = order_statistics(ranks, values, [0, count - 1])
     if least == most:
-        raise InputError(
-            f"{volume.role} is constant, every voxel is {least:g}; there is nothing to register"
-        )
+        raise InputError(f"{volume.role} is constant, every voxel is {least:g}; there is nothing to register")
     if window is not None:
         volume.range = (float(window[0]), float(window[1]))
         return {"method": "window", "low": volume.range[0], "high": volume.range[1]}
