@@ -87,10 +87,10 @@ def ranks(device: torch.device) -> Iterator[Ranks]:
     if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-            if device.index >= torch.cuda.device_count():
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", device.index + 1))
+            if here > torch.cuda.device_count():
                 raise InputError(
-                    f"process {device.index} of this machine finds {torch.cuda.device_count()} GPUs: start at most so "
-                    "many processes"
+                    f"{here} processes on this machine, and {torch.cuda.device_count()} GPUs: start at most one a GPU"
                 )
             torch.cuda.set_device(device)
         store, rank, world = next(dist.rendezvous("env://"))

@@ -69,8 +69,8 @@ class _Commands(TyperGroup):
 
 
 def _is_echo(arguments: list[str]) -> bool:
-    """Whether another process of the same registration under torchrun, rank 0, says what there is to say."""
-    return arguments[0] == "register" and os.environ.get("RANK", "0") != "0"
+    """Whether another process of the same machine, started with this one for one pair, says the same."""
+    return arguments[0] == "register" and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def error_line(error: BaseException) -> str | None:

@@ -116,10 +116,11 @@ def one_voice(ranks: Together) -> Iterator[None]:
 
             ranks.store.set("failed", f"process {ranks.rank}: {error_line(error) or repr(error)}")
             dist.destroy_process_group()
-            if isinstance(error, NeuralregError) and _word(ranks, "heard") is None:
-                print(f"error: {error}", file=sys.stderr)
-            raise
-        raise NeuralregError("another process has ended") from error
+            if error_line(error) is None:
+                raise
+            if _word(ranks, "heard") is None:
+                print(f"error: {error_line(error)}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _lost_peer(error: BaseException) -> bool:
