@@ -62,11 +62,11 @@ def determinant(displacement: Tensor, scheme: str = "central") -> Tensor:
 
     It is that of the physical map as well, up to the determinant of an affine that comes before or after.
     """
-    return torch.cat(list(_determinants(displacement, scheme)))
+    return torch.cat(list(determinants(displacement, scheme)))
 
 
-def _determinants(displacement: Tensor, scheme: str) -> Iterator[Tensor]:
-    """The determinant slab by slab, each computed with the planes beside it."""
+def determinants(displacement: Tensor, scheme: str = "central") -> Iterator[Tensor]:
+    """`determinant` slab by slab along the first axis, each computed with the planes beside it."""
     from neuralreg import kernels
 
     n = displacement.shape[1]
@@ -85,7 +85,7 @@ def regularity(displacement: Tensor, mask: Tensor | None = None, scheme: str = "
     that alternate from voxel to voxel; "forward" or "backward" as ``scheme`` see those. Works slab by slab.
     """
     sums, lowest = np.zeros(4), float("inf")
-    for k, det in enumerate(_determinants(displacement.detach(), scheme)):
+    for k, det in enumerate(determinants(displacement.detach(), scheme)):
         if mask is not None:
             det = det[(mask[k * _PLANES : k * _PLANES + len(det)] != 0).to(det.device)]
         if not det.numel():

@@ -44,7 +44,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ncc": ("anisotropic", {"similarity": "ncc", "sampler": "whole", "scales": (3, 1)}),
     "mse": ("anisotropic", {"similarity": "mse", "dropout": 0.3, "sampler": "center", "window": (-1.0, 2.0)}),
     "l1": ("left-handed", {"similarity": "l1", "nir_compat": True, "quantiles": (0.01, 0.9)}),
-    "far": ("shifted", {"margin": 0.0}),
+    "far": (
+        "shifted",
+        {"margin": 0.0, "similarity": "mse", "scales": (1,), "iterations": 12, "lr": 0.05, "table_lr": 0.05},
+    ),
     "planar": ("planar", {"lncc_window": 3}),
 }
 
@@ -157,6 +160,7 @@ WORLDS = [(name, 2) for name in CASES] + [
 @pytest.mark.parametrize(("name", "world"), WORLDS)
 def test_ranks_give_what_one_process_gives(found: Found, name: str, world: int) -> None:
     asked = arguments(found.folder, name)
+    far = "margin" in asked
     asked.pop("margin", None)
     one = neuralreg.register(**asked)
     ranks = found.ranks(name, world)
@@ -170,10 +174,15 @@ def test_ranks_give_what_one_process_gives(found: Found, name: str, world: int) 
     for key, weight in one.field.state_dict().items():
         for rank in ranks:
             assert torch.equal(rank["weights"][key], ranks[0]["weights"][key])
-        torch.testing.assert_close(ranks[0]["weights"][key], weight, rtol=1e-3, atol=1e-4)
+        # Adam's step is as long for a gradient of rounding alone as for any: large rates show it.
+        torch.testing.assert_close(ranks[0]["weights"][key], weight, rtol=1e-3, atol=0.01 if far else 1e-4)
     displacement = torch.cat([rank["displacement"] for rank in ranks], 1 + axis)
     assert one.transform.displacement.abs().max() > 0.1
-    torch.testing.assert_close(displacement, one.transform.displacement, rtol=1e-4, atol=1e-3)
+    near = 0.02 if far else 1e-3
+    torch.testing.assert_close(displacement, one.transform.displacement, rtol=1e-4, atol=near)
+    if far:  # beyond what a rank reads at first, which another rank's voxels lie in
+        assert displacement[axis].abs().max() > 4
+        assert max(rank["readings_of_moving"] for rank in ranks[0]["summary"]["ranks"]) > 1
     for key in ("intensity", "options", "initial_matrix_ras", "inputs"):
         assert ranks[0]["summary"][key] == one.summary[key]
     assert ranks[0]["summary"]["sdlogj"] == pytest.approx(one.summary["sdlogj"], rel=1e-3)

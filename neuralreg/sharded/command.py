@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,10 +134,14 @@ def _word(ranks: Together, key: str) -> str | None:
     import torch.distributed as dist
 
     assert ranks.store is not None
+    end = time.monotonic() + WORD_SECONDS
     try:
-        ranks.store.wait([key], timedelta(seconds=WORD_SECONDS))
+        while not ranks.store.check(
+            [key]
+        ):  # asked again and again: torch warns of a wait that ends without the key
+            if time.monotonic() > end:
+                return None
+            time.sleep(0.05)
         return str(ranks.store.get(key).decode())
-    except dist.DistStoreError:
-        return None
     except dist.DistNetworkError:  # rank 0 has ended, and so has spoken
         return ""

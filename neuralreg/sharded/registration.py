@@ -21,12 +21,12 @@ from neuralreg.losses import WINDOWED
 from neuralreg.memory import MB, peak_bytes
 from neuralreg.methods import nir
 from neuralreg.methods.nir_options import WHOLE_LATTICES, Options
-from neuralreg.metrics import determinant, determinant_sums, regularity_of
+from neuralreg.metrics import determinant_sums, determinants, regularity_of
 from neuralreg.options import resolve
 from neuralreg.outputs import write_json
 from neuralreg.registration import DEFAULT_PRESET, describe, environment, find_initial, voxel_affine
 from neuralreg.saved_field import save_field
-from neuralreg.sharded.boxes import Box, readable, whole, with_rows, within
+from neuralreg.sharded.boxes import Box, common, readable, slices, whole, with_rows, within
 from neuralreg.sharded.files import write_parts
 from neuralreg.sharded.inverse import InversePart, invert, reach, transform_in
 from neuralreg.sharded.ranks import Together
@@ -310,14 +310,22 @@ def evaluate(
     start, stop = box[axis]
     beside = with_rows(box, axis, (max(0, start - 1), min(grid.shape[axis], stop + 1)))
     displacement = nir.dense_displacement(field, grid.shape, progress, beside).cpu()
-    own = within(box, beside)[axis]
-    det = determinant(displacement).narrow(axis, own[0], stop - start)
-    everywhere = regularity_of(*ranks.sums(determinant_sums(det)))
-    if mask is not None:
-        det = det[torch.from_numpy(mask.read(box) != 0)]
-    inside = regularity_of(*ranks.sums(determinant_sums(det)))
-    displacement = displacement.narrow(1 + axis, own[0], stop - start)
-    return displacement, {"folds_percent": everywhere["folds_percent"], "sdlogj": inside["sdlogj"]}
+    own = within(box, beside)
+    inside = None if mask is None else torch.from_numpy(mask.read(box) != 0)
+    everywhere, masked = np.zeros(4), np.zeros(4)
+    first = 0
+    for det in determinants(displacement):  # some planes of the first axis at once
+        here = with_rows(whole(tuple(displacement.shape[1:])), 0, (first, first + len(det)))
+        first += len(det)
+        part = common(here, own)
+        det = det[slices(within(part, here))]
+        everywhere += determinant_sums(det)
+        masked += determinant_sums(det if inside is None else det[inside[slices(within(part, own))]])
+    displacement = displacement.narrow(1 + axis, own[axis][0], stop - start)
+    return displacement, {
+        "folds_percent": regularity_of(*ranks.sums(everywhere.tolist()))["folds_percent"],
+        "sdlogj": regularity_of(*ranks.sums(masked.tolist()))["sdlogj"],
+    }
 
 
 def _of_every_rank(ranks: Together, mine: dict[str, Any]) -> dict[str, Any]:
