@@ -47,13 +47,15 @@ def minimise(
     progress: Progress | None = None,
     name: str = "fit",
     watch: Callable[[int], None] | None = None,
+    gather: Callable[[list[Tensor]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Minimises ``step()["loss"]`` of one stage after the other; returns the history, a dict of floats an iteration.
 
     The stages share the iterations, or the time, evenly. ``parameters`` are groups as torch's optimisers take them,
     each with its ``params`` and ``lr``. Learning rates fall linearly to ``final_lr`` times their start. Losses stay on
     the device until the end, or until the progress is shown. ``watch`` is called with the number of every iteration
-    that is done, from 1.
+    that is done, from 1. ``gather`` completes the gradients of the parameters that it gets, of which other processes
+    have parts.
 
     Raises:
         NeuralregError: the loss became NaN or infinite.
@@ -87,6 +89,8 @@ def minimise(
             optimiser.zero_grad(set_to_none=True)
             losses = step()
             losses["loss"].backward()  # type: ignore[no-untyped-call]
+            if gather:
+                gather(leaves)
             optimiser.step()
             records.append({key: value.detach() for key, value in losses.items()})
             done = len(records)

@@ -38,14 +38,19 @@ def scale_intensity(
             raise InputError(f"window {low:g},{high:g}: give two numbers, the lower first")
         applied = {"method": "window"}
     else:
-        if not 0 <= quantiles[0] < quantiles[1] <= 1:
-            raise InputError(
-                f"quantiles {quantiles[0]:g},{quantiles[1]:g}: give two numbers from 0 to 1, the lower first"
-            )
+        check_quantiles(quantiles)
         low, high, method = _range(data, quantiles, mask)
         applied = {"method": method, "quantiles": [float(q) for q in quantiles], "masked": mask is not None}
     scaled = data.to(torch.float32, copy=True).sub_(low).div_(high - low).clamp_(0, 1)
     return scaled, {**applied, "low": low, "high": high}
+
+
+def check_quantiles(quantiles: tuple[float, float]) -> None:
+    """InputError unless these are two numbers from 0 to 1, the lower first."""
+    if not 0 <= quantiles[0] < quantiles[1] <= 1:
+        raise InputError(
+            f"quantiles {quantiles[0]:g},{quantiles[1]:g}: give two numbers from 0 to 1, the lower first"
+        )
 
 
 def _range(

@@ -105,6 +105,21 @@ def inverse_consistency(
     ``mask`` (*sp), nonzero = counted. Returns mean_mm, p95_mm, max_mm (nan where no voxel counts) and
     inside_fraction, the part of the (masked) voxels that counted.
     """
+    error, asked = inverse_errors(forward, inverse, mask)
+    if not error.size:
+        return {**dict.fromkeys(("mean_mm", "p95_mm", "max_mm"), float("nan")), "inside_fraction": 0.0}
+    return {
+        "mean_mm": float(error.mean(dtype=np.float64)),
+        "p95_mm": float(np.percentile(error, 95)),
+        "max_mm": float(error.max()),
+        "inside_fraction": error.size / asked,
+    }
+
+
+def inverse_errors(
+    forward: Transform, inverse: Transform, mask: Tensor | None = None
+) -> tuple[np.ndarray, int]:
+    """The errors (n,) of `inverse_consistency`, one a voxel that counted, and how many voxels there were."""
     grid, moving = forward.fixed, inverse.fixed
     back = torch.from_numpy(inverse.voxel_affine(grid))
     to_mm = torch.from_numpy(grid.affine[:-1, :-1])
@@ -125,15 +140,7 @@ def inverse_consistency(
         again += back[:, -1:].to(again)
         again -= lattice(identity, grid.shape, part, again.device)[:, counted]
         errors.append(squared_norm(mix(to_mm, again)).sqrt().cpu())
-    error = torch.cat(errors).numpy()
-    if not error.size:
-        return {**dict.fromkeys(("mean_mm", "p95_mm", "max_mm"), float("nan")), "inside_fraction": 0.0}
-    return {
-        "mean_mm": float(error.mean(dtype=np.float64)),
-        "p95_mm": float(np.percentile(error, 95)),
-        "max_mm": float(error.max()),
-        "inside_fraction": error.size / asked,
-    }
+    return torch.cat(errors).numpy(), asked
 
 
 def half(grid: Geometry) -> Geometry:

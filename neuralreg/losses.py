@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -16,6 +18,24 @@ POINTWISE = tuple(name for name in SIMILARITIES if name not in WINDOWED)
 POOLED = ("ncc", "nmi")  # one number of all values together, no mean over them
 
 
+class Mean(Protocol):
+    """How the values (B, C, *spatial) of voxels or windows become one number, as :func:`mean_over` does it."""
+
+    def __call__(self, values: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor: ...
+
+
+def mean_over(values: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    """Mean of (B, C, *spatial), weighted by a mask that is broadcast; 0 where the mask is nowhere.
+
+    ``dropout``: the share of the values that is left out at random.
+    """
+    mask = thinned(mask, values, dropout)
+    if mask is None:
+        return values.mean()
+    weight = mask.to(values.dtype).expand_as(values)
+    return (values * weight).sum() / weight.sum().clamp(min=1)
+
+
 def similarity(
     name: str,
     fixed: Tensor,
@@ -25,13 +45,15 @@ def similarity(
     window: int = 9,
     padding: str = "same",
     dropout: float = 0.0,
+    mean: Mean = mean_over,
 ) -> Tensor:
     """One of SIMILARITIES between images (B, C, *spatial); ``mask`` (B, 1, *spatial) chooses what counts.
 
     ``window``: edge of LNCC's and MIND's boxes and of SSIM's Gaussian windows, ``padding`` as there; "mind" has "same".
     ``dropout`` is the share of the windows (or of the voxels, where there are none) that is left out of the mean at
-    random: NIR's intensity sampling; those in POOLED are no means and take none. Differences (mse, l1, and mind, the
-    squared one of descriptors) have their sign turned, so that larger is more alike throughout.
+    random: NIR's intensity sampling; those in POOLED are no means and take none. ``mean`` takes the means; "nmi" knows
+    its own alone. Differences (mse, l1, and mind, the squared one of descriptors) have their sign turned, so that
+    larger is more alike throughout.
 
     Raises:
         ValueError: an unknown name, dropout with one of POOLED, or "mind" with padding "valid".
@@ -41,10 +63,11 @@ def similarity(
     if name in POOLED:
         if dropout:
             raise ValueError(f"similarity {name} is not a mean over voxels: dropout does not apply to it")
-        return (global_ncc if name == "ncc" else nmi)(fixed, warped, mask)
-    if name == "lncc" and not dropout:
+        return global_ncc(fixed, warped, mask, mean=mean) if name == "ncc" else nmi(fixed, warped, mask)
+    at_once = mean is mean_over and not dropout  # the kernel takes the mean itself
+    if name == "lncc" and at_once:
         return kernels.lncc(fixed, warped, window, mask=mask, padding=padding)
-    if name == "ssim" and not dropout and mask is None:
+    if name == "ssim" and at_once and mask is None:
         return kernels.ssim(fixed, warped, window, padding=padding)
     counted = mask
     if name == "lncc":
@@ -63,15 +86,7 @@ def similarity(
         values = -(difference.square() if name == "mse" else difference.abs())
     if mask is not None and name in WINDOWED and padding == "valid":
         counted = at_centres(mask, window)
-    return mean_over(values, thinned(counted, values, dropout))
-
-
-def mean_over(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of (B, C, *spatial), weighted by a mask that is broadcast; 0 where the mask is nowhere."""
-    if mask is None:
-        return values.mean()
-    weight = mask.to(values.dtype).expand_as(values)
-    return (values * weight).sum() / weight.sum().clamp(min=1)
+    return mean(values, counted, dropout)
 
 
 def thinned(mask: Tensor | None, values: Tensor, dropout: float) -> Tensor | None:
@@ -89,25 +104,34 @@ def at_centres(mask: Tensor, window: int) -> Tensor:
     return mask
 
 
-def global_ncc(fixed: Tensor, warped: Tensor, mask: Tensor | None = None, eps: float = 1e-10) -> Tensor:
+def global_ncc(
+    fixed: Tensor, warped: Tensor, mask: Tensor | None = None, eps: float = 1e-10, mean: Mean = mean_over
+) -> Tensor:
     """The correlation coefficient of all values, in [-1, 1]; 0 where one of the images is constant.
 
     ``eps`` is added to the product of the variances, which images in [0, 1] exceed by far.
     """
-    a = fixed - mean_over(fixed, mask)
-    b = warped - mean_over(warped, mask)
-    covariance = mean_over(a * b, mask)
-    return covariance / (mean_over(a * a, mask) * mean_over(b * b, mask) + eps).sqrt()
+    # Centred values add up to 0, so that a change of the mean changes nothing: it needs no gradient.
+    a = fixed - mean(fixed, mask).detach()
+    b = warped - mean(warped, mask).detach()
+    covariance = mean(a * b, mask)
+    return covariance / (mean(a * a, mask) * mean(b * b, mask) + eps).sqrt()
 
 
 def zero_rule_lncc(
-    fixed: Tensor, warped: Tensor, window: int, *, mask: Tensor | None = None, dropout: float = 0.0
+    fixed: Tensor,
+    warped: Tensor,
+    window: int,
+    *,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    mean: Mean = mean_over,
 ) -> Tensor:
     """NIR's LNCC: windows that fit, and differences in the place of windows without content.
 
     A window in which one of the images (at least 0 everywhere) is all zero says nothing and has an exploding gradient;
     it leaves the mean, and the voxels under it count by their squared difference instead. ``dropout`` applies to both
-    means.
+    means, which ``mean`` takes.
     """
     values = kernels.lncc(fixed, warped, window, mask=mask, padding="valid", zero_rule=True, reduction="none")
     with torch.no_grad():
@@ -118,8 +142,7 @@ def zero_rule_lncc(
         if mask is not None:
             counted, under_empty = counted * at_centres(mask, window), under_empty * mask
     difference = (fixed - warped).square()
-    correlation = mean_over(values, thinned(counted, values, dropout))
-    return correlation - mean_over(difference, thinned(under_empty, difference, dropout))
+    return mean(values, counted, dropout) - mean(difference, under_empty, dropout)
 
 
 def soft_dice(fixed: Tensor, moving: Tensor, displacement: Tensor) -> Tensor:

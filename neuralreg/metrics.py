@@ -62,11 +62,11 @@ def determinant(displacement: Tensor, scheme: str = "central") -> Tensor:
 
     It is that of the physical map as well, up to the determinant of an affine that comes before or after.
     """
-    return torch.cat(list(_determinants(displacement, scheme)))
+    return torch.cat(list(determinants(displacement, scheme)))
 
 
-def _determinants(displacement: Tensor, scheme: str) -> Iterator[Tensor]:
-    """The determinant slab by slab, each computed with the planes beside it."""
+def determinants(displacement: Tensor, scheme: str = "central") -> Iterator[Tensor]:
+    """`determinant` slab by slab along the first axis, each computed with the planes beside it."""
     from neuralreg import kernels
 
     n = displacement.shape[1]
@@ -85,30 +85,30 @@ def regularity(displacement: Tensor, mask: Tensor | None = None, scheme: str = "
     Central differences miss folds that alternate from voxel to voxel; "forward" or "backward" as ``scheme`` see those.
     Works slab by slab.
     """
-    voxels = folds = 0
-    total = squares = 0.0
-    lowest = float("inf")
-    for k, det in enumerate(_determinants(displacement.detach(), scheme)):
+    sums, lowest = np.zeros(4), float("inf")
+    for k, det in enumerate(determinants(displacement.detach(), scheme)):
         if mask is not None:
             det = det[(mask[k * _PLANES : k * _PLANES + len(det)] != 0).to(det.device)]
         if not det.numel():
             continue
-        good = det[det > 0].double().log()
-        voxels += det.numel()
-        folds += det.numel() - good.numel()
-        total += float(good.sum())
-        squares += float(good.square().sum())
+        sums += determinant_sums(det)
         lowest = min(lowest, float(det.min()))
+    return {**regularity_of(*sums), "min_determinant": lowest if sums[0] else float("nan")}
+
+
+def determinant_sums(det: Tensor) -> tuple[int, int, float, float]:
+    """Of determinants: their number, the number of folds, sum and sum of squares of log det where det > 0."""
+    good = det[det > 0].double().log()
+    return det.numel(), det.numel() - good.numel(), float(good.sum()), float(good.square().sum())
+
+
+def regularity_of(voxels: float, folds: float, total: float, squares: float) -> dict[str, float]:
+    """folds, folds_percent and sdlogj of added `determinant_sums`; nan (and no folds) where no voxel counts."""
+    if not voxels:
+        return {"folds": 0, **dict.fromkeys(("folds_percent", "sdlogj"), float("nan"))}
     count = voxels - folds
     deviation = np.sqrt(max(0.0, squares / count - (total / count) ** 2)) if count else float("nan")
-    if not voxels:
-        return {"folds": 0, **dict.fromkeys(("folds_percent", "sdlogj", "min_determinant"), float("nan"))}
-    return {
-        "folds": folds,
-        "folds_percent": 100 * folds / voxels,
-        "sdlogj": float(deviation),
-        "min_determinant": lowest,
-    }
+    return {"folds": int(folds), "folds_percent": 100 * folds / voxels, "sdlogj": float(deviation)}
 
 
 def folds_percent(displacement: Tensor, mask: Tensor | None = None, scheme: str = "central") -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from neuralreg import kernels
-from neuralreg.losses import similarity, zero_rule_lncc
+from neuralreg.losses import Mean, mean_over, similarity, zero_rule_lncc
 from neuralreg.pair import Pair
 from neuralreg.samplers import Sample
 
@@ -20,6 +20,7 @@ def sampled_similarity(
     padding: str = "same",
     zero_rule: bool = False,
     dropout: float = 0.0,
+    mean: Mean = mean_over,
 ) -> Tensor:
     """Similarity between the fixed image at a sample's points and the moving image where the displacement points.
 
@@ -34,8 +35,10 @@ def sampled_similarity(
         mask = inside if mask is None else mask * inside
     fixed = sample.pick(pair.fixed)
     if zero_rule:
-        return zero_rule_lncc(fixed, warped, window, mask=mask, dropout=dropout)
-    return similarity(name, fixed, warped, mask=mask, window=window, padding=padding, dropout=dropout)
+        return zero_rule_lncc(fixed, warped, window, mask=mask, dropout=dropout, mean=mean)
+    return similarity(
+        name, fixed, warped, mask=mask, window=window, padding=padding, dropout=dropout, mean=mean
+    )
 
 
 def lattice_regularity(

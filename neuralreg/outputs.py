@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from neuralreg.images import Image
     from neuralreg.registration import Registration
+    from neuralreg.sharded.registration import Part
     from neuralreg.transforms import Transform
 
 
@@ -107,7 +108,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def summary_rows(registration: Result) -> list[tuple[str, str]]:
+def summary_rows(registration: Result | Part) -> list[tuple[str, str]]:
     """The few numbers that tell whether a registration went well, as (name, value) for people."""
     summary, history = registration.summary, registration.history
     rows = []
@@ -121,6 +122,8 @@ def summary_rows(registration: Result) -> list[tuple[str, str]]:
         # Only losses of one scale compare.
         first = next(entry for entry in history if entry.get("scale") == history[-1].get("scale"))
         rows.append(("similarity", f"{first['similarity']:.4f} -> {history[-1]['similarity']:.4f}"))
+    if summary.get("world_size"):
+        rows.append(("processes", f"{summary['world_size']}, memory is of the largest"))
     if summary.get("folds_percent") is not None:
         rows.append(("folds", f"{summary['folds_percent']:.4f} % of voxels, SDlogJ {summary['sdlogj']:.3f}"))
     if "ssim" in summary:

@@ -34,6 +34,10 @@ class Pair:
     def ndim(self) -> int:
         return len(self.grid)
 
+    @property
+    def device(self) -> torch.device:
+        return self.fixed.device
+
     def shrink(self, factor: int) -> Pair:
         """The pair with every ``factor`` voxels of an axis averaged into one, left-over voxels at the end dropped.
 

@@ -17,8 +17,11 @@ def lps_flip(ndim: int) -> np.ndarray:
     return np.diag([-1.0, -1.0] + [1.0] * (ndim - 1))
 
 
-def open_nibabel(path: Path, name: str) -> Any:
-    """The nibabel image of a file, header read and voxels not yet; InputError naming ``name`` otherwise."""
+def open_nibabel(path: Path, name: str, **how: Any) -> Any:
+    """The nibabel image of a file, header read and voxels not yet; InputError naming ``name`` otherwise.
+
+    ``how``: passed on to ``nibabel.load``.
+    """
     import nibabel
 
     if not path.exists():
@@ -28,7 +31,7 @@ def open_nibabel(path: Path, name: str) -> Any:
     try:
         # nibabel repairs some headers and prints a line about it; what matters is checked here
         with nibabel.imageglobals.LoggingOutputSuppressor():
-            image = nibabel.load(path)
+            image = nibabel.load(path, **how)
             raw = _raw_pixdim(image)
     except (
         OSError,
@@ -97,6 +100,14 @@ def voxels_of(image: Any, name: str, as_float: bool = True) -> np.ndarray:
         if as_float:  # get_fdata never holds a float64 volume this way
             return np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
         return np.asarray(image.dataobj)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise InputError(_damaged(name, error)) from error
+
+
+def part_of(image: Any, name: str, index: tuple[Any, ...]) -> np.ndarray:
+    """The voxels of a nibabel image at an index of its 2 or 3 spatial axes; no others are read from a NIfTI file."""
+    try:
+        return np.asarray(image.dataobj[index + (0,) * (len(image.shape) - len(index))])
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise InputError(_damaged(name, error)) from error
 

@@ -25,9 +25,9 @@ from neuralreg.memory import MB, most_points, peak_bytes
 from neuralreg.metrics import folds_percent, sdlogj
 from neuralreg.options import resolve
 from neuralreg.pair import Pair
+from neuralreg.saved_field import save_field
 from neuralreg.start.choose import SIMILARITY, check_start, find_start, read_initial
 from neuralreg.transforms import SpatialMap, Transform, inverse_consistency
-from neuralreg.writing import atomic_path
 
 METHODS = {
     "nir": "neuralreg.methods.nir",
@@ -71,16 +71,10 @@ class Registration:
         """
         if self.summary.get("prior"):
             raise InputError("a field in front of a prior is half of the map: save the transform instead")
-        content = {
-            "method": self.summary["method"],
-            "options": self.summary["options"],
-            "field": self.field.describe(),
-            "fixed_shape": list(self.transform.fixed.shape),
-            "fixed_affine": torch.from_numpy(self.transform.fixed.affine),
-            "initial": torch.from_numpy(np.asarray(self.transform.initial)),
-        }
-        with atomic_path(path) as temporary:
-            torch.save(content, temporary)
+        summary, transform = self.summary, self.transform
+        save_field(
+            path, self.field, summary["method"], summary["options"], transform.fixed, transform.initial
+        )
 
 
 def register(

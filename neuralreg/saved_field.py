@@ -6,6 +6,7 @@ import os
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from neuralreg.images import Geometry
 from neuralreg.maps import GridMap
 from neuralreg.slabs import affine_at
 from neuralreg.two_way import TwoWayField
+from neuralreg.writing import atomic_path
 
 POINTS_AT_ONCE = 1 << 18
 
@@ -57,6 +59,27 @@ class SavedField(GridMap):
         if isinstance(self.field, TwoWayField):
             return voxels + self._asked(self.field.inverse, voxels).to(voxels)
         return super().undisplaced(voxels)
+
+
+def save_field(
+    path: str | os.PathLike[str],
+    field: Any,
+    method: str,
+    options: dict[str, Any],
+    fixed: Geometry,
+    initial: np.ndarray,
+) -> None:
+    """Writes a fitted network, its spec and the geometry as a ``torch.save`` file that loads with weights_only."""
+    content = {
+        "method": method,
+        "options": options,
+        "field": field.describe(),
+        "fixed_shape": list(fixed.shape),
+        "fixed_affine": torch.from_numpy(fixed.affine),
+        "initial": torch.from_numpy(np.asarray(initial)),
+    }
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
 
 
 def load_saved_field(path: str | os.PathLike[str]) -> SavedField:

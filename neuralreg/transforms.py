@@ -83,6 +83,11 @@ class Transform(GridMap):
             )
         return out
 
+    def stored(self) -> np.ndarray:
+        """:meth:`to_physical` as files hold it, rounded to a 4096th of a voxel or less."""
+        grain = 2.0 ** (np.floor(np.log2(min(self.fixed.spacing))) - 12)
+        return self.to_physical().div_(grain).round_().mul_(grain).cpu().numpy()
+
     def _physical_parts(self) -> tuple[np.ndarray, np.ndarray]:
         """M (ndim, ndim+1) and L (ndim, ndim) with y - x = M [i, 1] + L u, in RAS millimetres."""
         whole = self.initial @ self.fixed.affine

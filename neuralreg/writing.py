@@ -97,6 +97,15 @@ def save_nifti(
     """Write an array as it is, atomically; ``affine`` (3 x 3 or 4 x 4, RAS) becomes sform and qform."""
     import nibabel
 
+    image = nifti_image(values, affine, intent)
+    with atomic_path(path) as temporary:
+        nibabel.save(image, temporary)
+
+
+def nifti_image(values: np.ndarray, affine: np.ndarray, intent: int | None = None) -> Any:
+    """An array as a nibabel image whose header says all that our files say."""
+    import nibabel
+
     full = np.eye(4)
     d = affine.shape[0] - 1
     full[:d, :d] = affine[:d, :d]
@@ -107,5 +116,4 @@ def save_nifti(
     image.header.set_xyzt_units("mm")
     if intent is not None:
         image.header.set_intent(intent)
-    with atomic_path(path) as temporary:
-        nibabel.save(image, temporary)
+    return image

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from neuralreg import kernels, metrics
+from neuralreg.distributed import Ranks
 from neuralreg.errors import InputError, NeuralregError
 from neuralreg.training import trainee as registry
 from neuralreg.training.augment import Augmentation
 from neuralreg.training.budget import Every, Limits, Rhythm
 from neuralreg.training.data import Batch, Pairs, Source, Subject, Subjects
-from neuralreg.training.distributed import Ranks
 from neuralreg.training.log import read_log
 from neuralreg.training.loop import Trained, train
 from neuralreg.training.trainee import load_trainee, save_trainee

@@ -53,6 +53,10 @@ class _Commands(TyperGroup):
         # Threads that wait in a loop for the next small op cost whole CPU seconds, and time where others compute.
         # torch reads this when it is loaded, which no command has done yet.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        if (
+            "WORLD_SIZE" in os.environ
+        ):  # where one process ends all, torch's connections need not tell of it, too
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         try:
             extra.setdefault("obj", tuple(arguments))  # what a report says about how it was made
             code = super().main(
@@ -62,13 +66,19 @@ class _Commands(TyperGroup):
             line = error_line(error)
             if line is None:
                 raise
-            print(f"error: {line}", file=sys.stderr)
+            if not _is_echo(arguments):
+                print(f"error: {line}", file=sys.stderr)
             code = 2
         except KeyboardInterrupt:
             code = 130
         if code == 130:
             print("interrupted", file=sys.stderr)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_echo(arguments: list[str]) -> bool:
+    """Whether another process of the same machine, started with this one for one pair, says the same."""
+    return arguments[0] == "register" and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def error_line(error: BaseException) -> str | None:

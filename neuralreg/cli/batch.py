@@ -109,9 +109,9 @@ def command(
     import torch
 
     from neuralreg.batch import Batch, collect, write_page, write_table
+    from neuralreg.distributed import ranks
     from neuralreg.pair_list import read_pairs
     from neuralreg.shards import rank_device, share
-    from neuralreg.training.distributed import ranks
 
     listed = read_pairs(pairs, choice)
     settings = {

@@ -18,7 +18,16 @@ from neuralreg.errors import InputError
 INPUTS, RUN = "Images", "Registration"
 
 # Arguments of neuralreg.register that belong to one pair; commands that register name them as they need.
-PAIR_FLAGS = {"fixed", "moving", "fixed_mask", "moving_mask", "initial_transform", "prior"}
+PAIR_FLAGS = {
+    "fixed",
+    "moving",
+    "fixed_mask",
+    "moving_mask",
+    "initial_transform",
+    "prior",
+    "margin",
+    "inverse",
+}
 
 
 @dataclass(frozen=True)

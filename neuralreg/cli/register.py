@@ -29,6 +29,7 @@ from neuralreg.outputs import (
 
 if TYPE_CHECKING:
     from neuralreg.registration import Registration
+    from neuralreg.sharded.registration import Part
 
 NIFTI = (".nii", ".nii.gz")
 
@@ -77,6 +78,14 @@ def command(
         ),
     ] = None,
     how: RegisterFlags,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MM",
+            help="Under torchrun: how far points may move before more of the moving image is read; 10.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
     transform_out: Annotated[
         Path | None,
         typer.Option(
@@ -144,20 +153,29 @@ def command(
     settings = how.arguments()
     check_outputs(outputs, [fixed, moving, fixed_mask, moving_mask, initial_transform, how.weights, prior])
 
-    import neuralreg
-
+    registration: Registration | Part
+    together = {"RANK", "WORLD_SIZE"} <= os.environ.keys()  # torchrun has started this process among others
+    quiet = quiet or (together and os.environ["RANK"] != "0")
+    settings |= {
+        "fixed_mask": fixed_mask,
+        "moving_mask": moving_mask,
+        "initial_transform": initial_transform,
+        "prior": prior,
+    }
     with progress_bar(quiet) as progress:
-        registration = neuralreg.register(
-            fixed,
-            moving,
-            fixed_mask=fixed_mask,
-            moving_mask=moving_mask,
-            initial_transform=initial_transform,
-            prior=prior,
-            progress=progress,
-            **settings,
-        )
-    write_together({output.path: partial(output.write, registration) for output in outputs})
+        if together:
+            from neuralreg.sharded.command import register_together
+
+            paths = {output.flag: output.path for output in outputs}
+            registration = register_together(fixed, moving, paths, settings | {"margin": margin}, progress)
+        elif margin is not None:
+            raise InputError("--margin belongs to several processes for one pair: start with torchrun")
+        else:
+            import neuralreg
+
+            alone = neuralreg.register(fixed, moving, progress=progress, **settings)
+            write_together({output.path: partial(output.write, alone) for output in outputs})
+            registration = alone
     if not quiet:
         print_table("registration", summary_rows(registration) + [(o.flag[2:], str(o.path)) for o in outputs])
 

@@ -23,8 +23,13 @@ IN_VOXELS = "counts in voxels"
 def straight(transform: Transform) -> Transform:
     """The transform on a grid that ITK knows: a sheared one is replaced by the nearest one that covers it."""
     grid = transform.fixed
+    return transform.on_grid(_straight_cover(grid)) if is_sheared(grid) else transform
+
+
+def is_sheared(grid: Geometry) -> bool:
+    """Whether a grid's axes are so far from orthogonal that ITK does not know such a grid."""
     shear = np.abs(grid.direction.T @ grid.direction - np.eye(grid.ndim)).max()
-    return transform.on_grid(_straight_cover(grid)) if shear > ITK_SHEAR_TOLERANCE else transform
+    return bool(shear > ITK_SHEAR_TOLERANCE)
 
 
 def _straight_cover(grid: Geometry) -> Geometry:

@@ -30,12 +30,15 @@ def write(path: Path, transform: Transform, moving: Geometry | None = None) -> N
     Vectors are rounded to a 4096th of a voxel or less: the file is a third smaller.
     """
     transform = straight(transform)
-    grain = 2.0 ** (np.floor(np.log2(min(transform.fixed.spacing))) - 12)
-    values = transform.to_physical().div_(grain).round_().mul_(grain).cpu().numpy()
-    values = np.moveaxis(values, 0, -1).reshape(
-        *values.shape[1:], *[1] * (4 - transform.ndim), transform.ndim
-    )
+    values = np.moveaxis(stored(transform), 0, -1)
+    values = values.reshape(*transform.fixed.shape, *[1] * (4 - transform.ndim), transform.ndim)
     save_nifti(path, values, transform.fixed.affine, intent=VECTOR_INTENT)
+
+
+def stored(transform: Transform) -> np.ndarray:
+    """The vectors (ndim, *grid) as files hold them, rounded to a 4096th of a voxel or less."""
+    grain = 2.0 ** (np.floor(np.log2(min(transform.fixed.spacing))) - 12)
+    return transform.to_physical().div_(grain).round_().mul_(grain).cpu().numpy()
 
 
 def recognise(path: Path, name: str) -> str | None:

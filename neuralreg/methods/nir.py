@@ -37,6 +37,7 @@ from neuralreg.objective import analytic_regularity, lattice_regularity, sampled
 from neuralreg.pair import Pair
 from neuralreg.samplers import (
     Downsize,
+    Lattice,
     Patches,
     RandomPoints,
     Sampler,
@@ -46,6 +47,9 @@ from neuralreg.samplers import (
     shrunken_grid,
     smallest_stride,
 )
+from neuralreg.sharded.boxes import Box, shape_of
+from neuralreg.sharded.boxes import whole as whole_box
+from neuralreg.sharded.slab import Slab, Stage
 
 __all__ = ["PRESETS", "Options", "dense_displacement", "fit", "make_field", "make_stages", "with_at_most"]
 
@@ -89,7 +93,7 @@ def make_field(options: Options, ndim: int) -> Field:
 
 
 def fit(
-    pair: Pair,
+    pair: Pair | Slab,
     options: Options,
     *,
     seed: int = 0,
@@ -105,7 +109,7 @@ def fit(
     Raises:
         InputError: windows, strides and grid do not fit together.
     """
-    device = pair.fixed.device
+    device = pair.device
     if options.min_cell:  # finer cells than the images have detail for only give noise room
         most = max(options.base, int(max(pair.grid) / options.min_cell))
         options = replace(options, finest=min(options.finest, most))
@@ -152,7 +156,7 @@ def fit(
 
 
 def fit_field(
-    pair: Pair,
+    pair: Pair | Slab,
     options: Options,
     field: Field,
     inner: Field | None,
@@ -165,7 +169,7 @@ def fit_field(
     """Fits one field, on top of a frozen ``inner`` one where it is given; returns the whole map and the history."""
     whole: nn.Module = field if inner is None else Composed(inner, field)
     if options.nir_compat:
-        whole = Stretched(whole, [n / (n - 1) if n > 1 else 1.0 for n in pair.grid]).to(pair.fixed.device)
+        whole = Stretched(whole, [n / (n - 1) if n > 1 else 1.0 for n in pair.grid]).to(pair.device)
     steps = [
         make_step(whole, shrunken, samplers, options)
         for shrunken, samplers in make_stages(pair, options, generator)
@@ -180,6 +184,7 @@ def fit_field(
         progress=progress,
         name=name,
         watch=None if watch is None else lambda iteration: watch(iteration, whole),
+        gather=pair.ranks.sum_gradients if isinstance(pair, Slab) else None,
     )
     return whole, history
 
@@ -210,8 +215,8 @@ def with_at_most(options: Options, grid: tuple[int, ...], most: int) -> Options:
 
 
 def make_stages(
-    pair: Pair, options: Options, generator: torch.Generator
-) -> list[tuple[Pair, list[tuple[Sampler, int]]]]:
+    pair: Pair | Slab, options: Options, generator: torch.Generator
+) -> list[tuple[Pair | Stage, list[tuple[Sampler, int]]]]:
     """For every scale on which the windows still fit the shrunken pair and its samplers, each with its window.
 
     Raises:
@@ -244,9 +249,11 @@ def make_stages(
     return stages
 
 
-def make_sampler(name: str, pair: Pair, options: Options, generator: torch.Generator, scale: int) -> Sampler:
+def make_sampler(
+    name: str, pair: Pair | Slab, options: Options, generator: torch.Generator, scale: int
+) -> Sampler:
     """The sampler of a name in SAMPLERS, on the pair shrunk ``scale`` times."""
-    where = (generator, pair.fixed.device, scale)
+    where = (generator, pair.device, scale)
     if name == "patches":
         return Patches(pair.grid, options.patches, options.patch_side, *where)
     if name == "random":
@@ -257,9 +264,11 @@ def make_sampler(name: str, pair: Pair, options: Options, generator: torch.Gener
     return Downsize(pair.grid, stride, *where, jitter=JITTERS[name])
 
 
-def make_step(field: nn.Module, pair: Pair, samplers: list[tuple[Sampler, int]], options: Options) -> Step:
+def make_step(
+    field: nn.Module, pair: Pair | Stage, samplers: list[tuple[Sampler, int]], options: Options
+) -> Step:
     """One iteration: the losses at one draw of every sampler, averaged."""
-    scale = torch.tensor(float(samplers[0][0].scale), device=pair.fixed.device)
+    scale = torch.tensor(float(samplers[0][0].scale), device=pair.device)
 
     def step() -> dict[str, Tensor]:
         parts = [sampled_loss(field, pair, sampler, window, options) for sampler, window in samplers]
@@ -275,15 +284,18 @@ def make_step(field: nn.Module, pair: Pair, samplers: list[tuple[Sampler, int]],
 
 
 def sampled_loss(
-    field: Any, pair: Pair, sampler: Sampler, window: int, options: Options
+    field: Any, pair: Pair | Stage, sampler: Sampler, window: int, options: Options
 ) -> tuple[Tensor, Tensor]:
     """Similarity and weighted regulariser of a field at the points that a sampler draws."""
+    sample = sampler.draw()
+    if isinstance(pair, Stage):  # of which this rank has a part
+        assert isinstance(sample, Lattice)
+        return pair.losses(field, sample, window, options)
     weights = {
         "folding": options.jacobian_weight,
         "threshold": options.jacobian_threshold,
         "diffusion": options.diffusion_weight,
     }
-    sample = sampler.draw()
     x = sample.coordinates()
     if sample.regular and options.jacobian == "lattice":
         if isinstance(field, SquaredField):
@@ -309,22 +321,31 @@ def sampled_loss(
 
 
 @torch.no_grad()
-def dense_displacement(field: Any, grid: tuple[int, ...], progress: Progress | None = None) -> Tensor:
-    """The map at every voxel of the grid: (ndim, *grid) displacement in voxels, slab by slab.
+def dense_displacement(
+    field: Any, grid: tuple[int, ...], progress: Progress | None = None, box: Box | None = None
+) -> Tensor:
+    """The map at every voxel of the grid, or of a box of it: (ndim, *box) displacement in voxels, slab by slab.
 
-    A :class:`SquaredField` gives its velocity slab by slab, which is then squared as a whole.
+    A :class:`SquaredField` gives its velocity slab by slab, which is then squared as a whole; it takes no box.
     """
     squared = isinstance(field, SquaredField)
     ask = field.velocity if squared else field
     device = next(field.parameters()).device
-    axes = [axis_coordinates(torch.arange(n, device=device, dtype=torch.float64), n).float() for n in grid]
+    if squared and box is not None:
+        raise ValueError("a squared field is made of its velocity on the whole grid: it has no box alone")
+    box = box or whole_box(grid)
+    axes = [
+        axis_coordinates(torch.arange(*ends, device=device, dtype=torch.float64), n).float()
+        for ends, n in zip(box, grid, strict=True)
+    ]
+    shape = shape_of(box)
     half = torch.tensor([(n - 1) / 2 for n in grid], device=device)
-    result = torch.empty(len(grid), *grid, device=device)
-    planes = max(1, SLAB_POINTS // max(1, math.prod(grid[1:])))
-    for start in range(0, grid[0], planes):
+    result = torch.empty(len(shape), *shape, device=device)
+    planes = max(1, SLAB_POINTS // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], planes):
         slab = axes[0][start : start + planes]
         values = ask(lattice_coordinates([slab, *axes[1:]])) * half
-        result[:, start : start + planes] = values.T.reshape(len(grid), len(slab), *grid[1:])
+        result[:, start : start + planes] = values.T.reshape(len(shape), len(slab), *shape[1:])
         if progress:
-            progress(min(start + planes, grid[0]), grid[0], float("nan"), "evaluate")
+            progress(min(start + planes, shape[0]), shape[0], float("nan"), "evaluate")
     return field.squared(result[None], DENSE_SQUARINGS)[0] if squared else result

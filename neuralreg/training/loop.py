@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
+from neuralreg.distributed import Ranks, ranks
 from neuralreg.errors import InputError, NeuralregError
 from neuralreg.fit import Progress
 from neuralreg.training import checkpoint
 from neuralreg.training.budget import Clock, Every, Limits, Rhythm
 from neuralreg.training.checkpoint import State
 from neuralreg.training.data import Batch, Pairs, seed_of
-from neuralreg.training.distributed import Ranks, ranks
 from neuralreg.training.log import Log, require_tensorboard
 from neuralreg.training.trainee import Trainee, save_trainee
 from neuralreg.training.validate import Score, to_device, validate

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from neuralreg import kernels, metrics
+from neuralreg.distributed import Ranks
 from neuralreg.errors import NeuralregError
 from neuralreg.training.data import Pairs, seed_of
-from neuralreg.training.distributed import Ranks
 from neuralreg.training.trainee import Trainee
 
 

@@ -1,4 +1,4 @@
-"""The processes that train together, started by torchrun: who they are and the few things that they tell each other."""
+"""Processes that work together, started by torchrun: who they are and the few things that they tell each other."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from neuralreg.errors import InputError
+
 
 class Ranks:
     """This process among its peers. One process alone is rank 0 of 1, and nothing is communicated."""
 
-    def __init__(self, device: torch.device, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, device: torch.device, rank: int = 0, world: int = 1, store: dist.Store | None = None
+    ) -> None:
         self.device, self.rank, self.world = device, rank, world
+        self.store = store  # what the ranks may leave words in, also when one of them is about to end
 
     @property
     def first(self) -> bool:
@@ -80,18 +85,25 @@ def ranks(device: torch.device, patience: timedelta | None = None) -> Iterator[R
     On GPUs each process takes the one of its local rank. A group that exists already is used and left open.
     ``patience`` is how long one process waits for another before it takes it for lost; torch's own time by default.
     """
-    started = False
+    started, store = False, None
     if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", device.index + 1))
+            if here > torch.cuda.device_count():
+                raise InputError(
+                    f"{here} processes on this machine, and {torch.cuda.device_count()} GPUs: start at most one a GPU"
+                )
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+        store, rank, world = next(dist.rendezvous("env://"))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
         started = True
     try:
         if dist.is_initialized():
-            yield Ranks(device, dist.get_rank(), dist.get_world_size())
+            yield Ranks(device, dist.get_rank(), dist.get_world_size(), store)
         else:
             yield Ranks(device)
     finally:
-        if started:
+        if started and dist.is_initialized():
             dist.destroy_process_group()
