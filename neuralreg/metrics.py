@@ -108,7 +108,7 @@ def regularity_of(voxels: float, folds: float, total: float, squares: float) -> 
         return {"folds": 0, **dict.fromkeys(("folds_percent", "sdlogj"), float("nan"))}
     count = voxels - folds
     deviation = np.sqrt(max(0.0, squares / count - (total / count) ** 2)) if count else float("nan")
-    return {"folds": int(folds), "folds_percent": 100 * folds / voxels, "sdlogj": float(deviation)}
+    return {"folds": int(folds), "folds_percent": float(100 * folds / voxels), "sdlogj": float(deviation)}
 
 
 def folds_percent(displacement: Tensor, mask: Tensor | None = None, scheme: str = "central") -> float:

@@ -209,7 +209,7 @@ def test_a_scale_without_room_for_a_lattice_is_left_out():
     [
         ("activation", "cosine", "relu, sine"),
         ("output", "velocity", "displacement, position"),
-        ("photometric", "ncc", "l1, mse"),
+        ("photometric", "lncc", "l1, mse, ncc, nmi, mind"),
         ("occupancy", "bright", "brighter, darker, mask"),
         ("occupancy_loss", "iou", "l1, bce, dice"),
         ("channels", 0, "channels"),

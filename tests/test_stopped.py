@@ -71,7 +71,7 @@ def test_stopped_while_writing(images: Path, error: BaseException, monkeypatch: 
 
     (images / "out/t.nii.gz").write_text("older")
     before = sorted(images.rglob("*"))
-    monkeypatch.setattr(module, "_write_summary", half)
+    monkeypatch.setattr(module, "write_summary", half)
     result = call(*register(images))
     assert result.exit_code == (130 if isinstance(error, KeyboardInterrupt) else 2)
     assert len(result.stderr.splitlines()) == 1

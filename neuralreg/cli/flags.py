@@ -18,16 +18,9 @@ from neuralreg.errors import InputError
 INPUTS, RUN = "Images", "Registration"
 
 # Arguments of neuralreg.register that belong to one pair; commands that register name them as they need.
-PAIR_FLAGS = {
-    "fixed",
-    "moving",
-    "fixed_mask",
-    "moving_mask",
-    "initial_transform",
-    "prior",
-    "margin",
-    "inverse",
-}
+PAIR_FLAGS = {"fixed", "moving", "fixed_mask", "moving_mask", "initial_transform", "prior"}
+# And those of one pair over several processes.
+TOGETHER_FLAGS = {"margin", "inverse"}
 
 
 @dataclass(frozen=True)
@@ -141,7 +134,7 @@ class RegisterFlags:
 
 
 # Names that cannot be given as --option.
-OWN_FLAGS = PAIR_FLAGS | {field.name for field in fields(RegisterFlags)} - {"option"}
+OWN_FLAGS = PAIR_FLAGS | TOGETHER_FLAGS | {field.name for field in fields(RegisterFlags)} - {"option"}
 
 
 def with_register_flags(command: Callable[..., None]) -> Callable[..., None]:

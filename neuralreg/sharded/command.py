@@ -45,7 +45,7 @@ def register_together(
         InputError: what is not served by several processes for one pair, before any work.
         NeuralregError: what any rank has met.
     """
-    arguments = {name: value for name, value in settings.items() if name in OWN_FLAGS | {"margin"}}
+    arguments = {name: value for name, value in settings.items() if name in OWN_FLAGS}
     options = {name: value for name, value in settings.items() if name not in arguments}
     given = {name for name, value in arguments.items() if value not in (None, False, NO_START)}
     if arguments["start"] == NO_START:
