@@ -93,6 +93,7 @@ def test_the_voxel_contender_is_consistent_where_maps_undo_each_other() -> None:
     assert network.last.weight.grad.any()
 
 
+@pytest.mark.thorough
 def test_memory_and_time_rows() -> None:
     assert nephi_cost.memory_row("dense-field", "train", 16, "fast", 4000, 1) is None
     row = nephi_cost.memory_row("nephi", "refine", 16, "fast", 8000, 1)

@@ -57,6 +57,7 @@ def test_the_budget_is_answered_by_a_line_through_the_rows(fake):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
+@pytest.mark.thorough
 def test_a_real_step_in_a_process_of_its_own_and_one_that_is_not_allowed_enough():
     row = scaling.taken("nir fast", 16, None, None, 1)
     assert row["rounds"] == scaling.STEPS - 1
