@@ -174,3 +174,9 @@ def test_landmarks(tmp_path):
         read_landmarks(path, "xyz")
     with pytest.raises(InputError, match="does not exist"):
         read_landmarks(tmp_path / "missing.csv")
+
+
+def test_figures_are_plain_floats() -> None:
+    """They go into checkpoints and JSON files, which know no numpy numbers."""
+    found = regularity(torch.zeros(2, 5, 6))
+    assert [type(value) for value in found.values()] == [float] * 3

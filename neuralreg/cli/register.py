@@ -26,8 +26,10 @@ NIFTI = (".nii", ".nii.gz")
 OWN_FLAGS = {
     "fixed", "moving", "method", "preset", "weights", "refine", "fixed_mask", "moving_mask",
     "initial_transform", "center", "prior", "window", "quantiles", "nan_to", "iterations", "time_budget", "max_memory",
-    "seed", "deterministic", "device", "threads", "margin", "inverse",
+    "seed", "deterministic", "device", "threads",
 }  # fmt: skip
+
+TOGETHER = {"margin", "inverse_out"}  # those of neuralreg.sharded.registration.register beside them
 
 _INPUTS, _RUN, _OUTPUTS = "Images", "Registration", "Outputs (at least one)"
 
@@ -205,7 +207,7 @@ def command(
         )
         if path is not None
     ]
-    options = parse_options(option or [])
+    options = parse_options(option or [], OWN_FLAGS | TOGETHER)
     limits = parse_pair("--window", window), parse_pair("--quantiles", quantiles)
     check_outputs(outputs, [fixed, moving, fixed_mask, moving_mask, initial_transform, weights, prior])
 
