@@ -93,7 +93,7 @@ def regularity(displacement: Tensor, mask: Tensor | None = None, scheme: str = "
             continue
         sums += determinant_sums(det)
         lowest = min(lowest, float(det.min()))
-    return {**regularity_of(*sums), "min_determinant": lowest if sums[0] else float("nan")}
+    return {**regularity_of(*sums.tolist()), "min_determinant": lowest if sums[0] else float("nan")}
 
 
 def determinant_sums(det: Tensor) -> tuple[int, int, float, float]:

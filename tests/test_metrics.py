@@ -177,3 +177,12 @@ def test_landmarks(tmp_path):
         read_landmarks(path, "xyz")
     with pytest.raises(InputError, match="does not exist"):
         read_landmarks(tmp_path / "missing.csv")
+
+
+def test_figures_are_plain_numbers() -> None:
+    """They go into checkpoints and JSON files, which know no numpy numbers."""
+    found = regularity(torch.zeros(2, 5, 6))
+    assert {name: type(value) for name, value in found.items()} == {
+        "folds": int,
+        **dict.fromkeys(("folds_percent", "sdlogj", "min_determinant"), float),
+    }

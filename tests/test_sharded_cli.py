@@ -111,7 +111,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
     done = subprocess.run(
         [sys.executable, "-c", LAUNCHER, json.dumps(jobs)],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,

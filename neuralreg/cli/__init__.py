@@ -53,10 +53,6 @@ class _Commands(TyperGroup):
         # Threads that wait in a loop for the next small op cost whole CPU seconds, and time where others compute.
         # torch reads this when it is loaded, which no command has done yet.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        if (
-            "WORLD_SIZE" in os.environ
-        ):  # where one process ends all, torch's connections need not tell of it, too
-            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         try:
             extra.setdefault("obj", tuple(arguments))  # what a report says about how it was made
             code = super().main(

@@ -20,7 +20,7 @@ INPUTS, RUN = "Images", "Registration"
 # Arguments of neuralreg.register that belong to one pair; commands that register name them as they need.
 PAIR_FLAGS = {"fixed", "moving", "fixed_mask", "moving_mask", "initial_transform", "prior"}
 # And those of one pair over several processes.
-TOGETHER_FLAGS = {"margin", "inverse"}
+TOGETHER_FLAGS = {"margin", "inverse_out"}
 
 
 @dataclass(frozen=True)

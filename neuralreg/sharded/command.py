@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from neuralreg.errors import InputError, NeuralregError
 from neuralreg.writing import IMAGE_SUFFIXES, suffix_of
 
 if TYPE_CHECKING:
+    import torch.distributed as dist
+
     from neuralreg.sharded.ranks import Together
     from neuralreg.sharded.registration import Part
 
@@ -76,12 +78,13 @@ def register_together(
         if threads < 1:
             raise InputError(f"threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
-    inverse = "--inverse-out" in outputs
     with joined(pick_device(arguments["device"])) as ranks, one_voice(ranks):
         for flag, path, role in (("--transform-out", fixed, "fixed"), ("--inverse-out", moving, "moving")):
             if flag in outputs:
                 check_straight(read_geometry(path, role=f"{role} image"))
-        part = register(ranks, fixed, moving, inverse=inverse, progress=progress, **kept, **options)
+        part = register(
+            ranks, fixed, moving, inverse_out="--inverse-out" in outputs, progress=progress, **kept, **options
+        )
         write_all(part, outputs)
     return part
 
@@ -112,26 +115,42 @@ def one_voice(ranks: Together) -> Iterator[None]:
     except BaseException as error:
         if ranks.store is None:
             raise
-        lost = _lost_peer(error)
         if ranks.first:
-            line = _word(ranks, "failed") if lost else None
-            ranks.store.set("heard", "yes")
-            if lost:
-                raise NeuralregError(
-                    line or "another process has ended without a word: killed, perhaps for want of memory"
-                ) from error
-            raise
-        if not lost:
-            import torch.distributed as dist
+            _first_ends(ranks, ranks.store, error)
+        else:
+            _other_ends(ranks, ranks.store, error)
+        raise
 
-            from neuralreg.cli import error_line
 
-            ranks.store.set("failed", f"process {ranks.rank}: {error_line(error) or repr(error)}")
+def _first_ends(ranks: Together, store: dist.Store, error: BaseException) -> None:
+    """Takes up what another rank has said, and stays, as it may keep the words, until the others have gone."""
+    lost = _lost_peer(error)
+    line = store.get("failed").decode() if lost and _said(store, ["failed"]) else None
+    store.set("heard", "")
+    _said(store, [f"gone {rank}" for rank in range(1, ranks.world)])
+    if lost:
+        raise NeuralregError(
+            line or "another process has ended without a word: killed, perhaps for want of memory"
+        ) from error
+
+
+def _other_ends(ranks: Together, store: dist.Store, error: BaseException) -> None:
+    """Leaves its line, if it has one of its own, and goes when rank 0 knows it."""
+    import torch.distributed as dist
+
+    from neuralreg.cli import error_line
+
+    line, heard = error_line(error), True
+    with suppress(dist.DistNetworkError):  # rank 0 has ended, and so has spoken
+        if not _lost_peer(error):
+            store.set("failed", f"process {ranks.rank}: {line or repr(error)}")
             dist.destroy_process_group()
-            if error_line(error) is None:
-                raise
-            if _word(ranks, "heard") is None:
-                print(f"error: {error_line(error)}", file=sys.stderr)
+            heard = _said(store, ["heard"])
+        store.set(f"gone {ranks.rank}", "")
+    if _lost_peer(error) or (line is not None and heard):
+        sys.exit(2)
+    if line is not None:
+        print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -141,19 +160,14 @@ def _lost_peer(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
 
 
-def _word(ranks: Together, key: str) -> str | None:
-    """What another rank has left under a key; None where it has not in time, "" where nobody keeps words any longer."""
-    import torch.distributed as dist
+def _said(store: dist.Store, keys: list[str]) -> bool:
+    """Whether other ranks have left words under all these keys in time.
 
-    assert ranks.store is not None
+    The store is asked again and again: of a wait that ends without the keys torch warns.
+    """
     end = time.monotonic() + WORD_SECONDS
-    try:
-        while not ranks.store.check(
-            [key]
-        ):  # asked again and again: torch warns of a wait that ends without the key
-            if time.monotonic() > end:
-                return None
-            time.sleep(0.05)
-        return str(ranks.store.get(key).decode())
-    except dist.DistNetworkError:  # rank 0 has ended, and so has spoken
-        return ""
+    while not store.check(keys):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True

@@ -73,7 +73,7 @@ class Part:
             InputError: it was not asked for.
         """
         if self.inverse is None:
-            raise InputError("this registration has no inverse: ask for it (inverse=True)")
+            raise InputError("this registration has no inverse: ask for it (inverse_out=True)")
         save_vectors(self.ranks, path, self.moving.geometry, self.inverse.box, self.inverse.transform)
 
     def save_warped(self, path: Path | None) -> None:
@@ -137,7 +137,7 @@ def register(
     quantiles: tuple[float, float] | None = None,
     nan_to: float | None = None,
     margin: float | None = None,
-    inverse: bool = False,
+    inverse_out: bool = False,
     iterations: int | None = None,
     seed: int = 0,
     deterministic: bool = False,
@@ -151,7 +151,7 @@ def register(
         fixed, moving, fixed_mask, moving_mask: paths, which every rank can read.
         margin: millimetres that points are expected to move at most; default MARGIN. Where one moves farther the rank
             reads more of the moving image, so that only time depends on it.
-        inverse: also invert the transform; the summary has its consistency then.
+        inverse_out: also invert the transform; the summary has its consistency then.
 
     Raises:
         InputError: a choice that is not served here, or what :func:`neuralreg.register` refuses.
@@ -211,7 +211,7 @@ def register(
     finally:
         torch.use_deterministic_algorithms(before)
     transform = Transform(displacement, cut(grid, box), volumes[1].geometry, initial)
-    backward, consistency = invert(ranks, field, transform, grid) if inverse else (None, None)
+    backward, consistency = invert(ranks, field, transform, grid) if inverse_out else (None, None)
     summary = {
         "method": method,
         "preset": preset or DEFAULT_PRESET,
