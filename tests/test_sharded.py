@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
@@ -16,12 +17,13 @@ import pytest
 import torch
 
 import neuralreg
+from neuralreg.registration import Registration
 from tests.geometry import CENTRE, GRIDS, image_on, world_of
 from tests.small import blobs, save
 
 ROOT = Path(__file__).resolve().parents[1]
 FIELD: dict[str, Any] = {"levels": 3, "base": 3, "finest": 8, "hidden": (16, 16), "log2_table_size": 10}
-SMALL = {**FIELD, "iterations": 8}
+SMALL = {**FIELD, "iterations": 5}
 
 # Name of a case: the pair, and what is asked for. Rows of 20 and 24 voxels leave 2 and 4 ranks unequal shares.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -50,6 +52,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "planar": ("planar", {"lncc_window": 3}),
 }
+
+FOUR = ["fast", "zero rule", "far"]  # with 4 ranks, too
 
 # Ranks are forked after the imports, which take longer than their work. Each runs all cases and leaves what it found.
 LAUNCHER = """
@@ -138,8 +142,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
         pytest.skip("processes are forked")
     folder = tmp_path_factory.mktemp("sharded")
     make_pairs(folder)
-    few = ["fast", "masked windows", "zero rule", "ncc", "far"]
-    groups = [(2, free_port(), list(CASES)), (4, free_port(), few)]
+    groups = [(2, free_port(), list(CASES)), (4, free_port(), FOUR)]
     done = subprocess.run(
         [sys.executable, "-c", LAUNCHER, str(folder), json.dumps(groups)],
         cwd=ROOT,
@@ -152,17 +155,17 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     return Found(folder)
 
 
-WORLDS = [(name, 2) for name in CASES] + [
-    (name, 4) for name in ("fast", "masked windows", "zero rule", "ncc", "far")
-]
-
-
-@pytest.mark.parametrize(("name", "world"), WORLDS)
-def test_ranks_give_what_one_process_gives(found: Found, name: str, world: int) -> None:
-    asked = arguments(found.folder, name)
-    far = "margin" in asked
+@functools.cache
+def alone(folder: Path, name: str) -> Registration:
+    """What one process finds in a case."""
+    asked = arguments(folder, name)
     asked.pop("margin", None)
-    one = neuralreg.register(**asked)
+    return neuralreg.register(**asked)
+
+
+@pytest.mark.parametrize(("name", "world"), [(n, 2) for n in CASES] + [(n, 4) for n in FOUR])
+def test_ranks_give_what_one_process_gives(found: Found, name: str, world: int) -> None:
+    one, far = alone(found.folder, name), name == "far"
     ranks = found.ranks(name, world)
     boxes = [rank["box"] for rank in ranks]
     axis = ranks[0]["summary"]["axis"]
@@ -177,7 +180,7 @@ def test_ranks_give_what_one_process_gives(found: Found, name: str, world: int) 
         # Adam's step is as long for a gradient of rounding alone as for any: large rates show it.
         torch.testing.assert_close(ranks[0]["weights"][key], weight, rtol=1e-3, atol=0.01 if far else 1e-4)
     displacement = torch.cat([rank["displacement"] for rank in ranks], 1 + axis)
-    assert one.transform.displacement.abs().max() > 0.1
+    assert one.transform.displacement.abs().max() > 0.05
     near = 0.02 if far else 1e-3
     torch.testing.assert_close(displacement, one.transform.displacement, rtol=1e-4, atol=near)
     if far:  # beyond what a rank reads at first, which another rank's voxels lie in

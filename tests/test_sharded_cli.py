@@ -19,7 +19,7 @@ from tests.small import call, save
 from tests.test_sharded import ROOT, free_port, make_pairs
 
 SMALL = [
-    *("--iterations", "6", "--threads", "1"),
+    *("--iterations", "4", "--threads", "1"),
     *(word for option in ("levels=3", "base=3", "finest=8", "hidden=16,16") for word in ("--option", option)),
 ]
 OUTPUTS = {
