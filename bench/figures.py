@@ -110,6 +110,10 @@ def memory_scaling(rows: list[Row], stopped: Collection[str] = ()) -> Any:
         return None
     pyplot = _pyplot()
     picture, panels = pyplot.subplots(1, 3, figsize=(15, 5), layout="constrained")
+    # One colour a contender in all panels, which do not have the same ones
+    colours = {
+        name: f"C{place}" for place, name in enumerate(dict.fromkeys(row["contender"] for row in measured))
+    }
     for axes, over, up in zip(
         panels, ("size", "points", "size"), ("extra_mb", "extra_mb", "median_ms"), strict=True
     ):
@@ -117,10 +121,10 @@ def memory_scaling(rows: list[Row], stopped: Collection[str] = ()) -> Any:
         for name in dict.fromkeys(row["contender"] for row in mine):
             one = sorted((float(row[over]), float(row[up])) for row in mine if row["contender"] == name)
             style = "-" if name.startswith(OURS) else "--"
-            (line,) = axes.plot(*zip(*one, strict=True), style, marker="o", label=name)
+            axes.plot(*zip(*one, strict=True), style, marker="o", color=colours[name], label=name)
             if name in stopped and (over, up) == ("size", "extra_mb"):
                 axes.plot(
-                    *one[-1], "X", markersize=11, color=line.get_color(), label=f"{name}: largest that fits"
+                    *one[-1], "X", markersize=11, color=colours[name], label=f"{name}: largest that fits"
                 )
         axes.set_visible(bool(mine))
         axes.set(
