@@ -1,9 +1,8 @@
-"""NePhi: codes, maps, losses, training and refinement on small images."""
+"""NePhi: codes, maps, losses, options and training on small images."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from neuralreg import kernels
 from neuralreg.errors import InputError
-from neuralreg.fields import GatedSiren, load_field
+from neuralreg.fields import load_field
 from neuralreg.kernels import use_backend
 from neuralreg.methods import nephi
 from neuralreg.methods.nephi_losses import (
@@ -26,58 +25,12 @@ from neuralreg.methods.nephi_losses import (
     regulariser_points,
     similarity_points,
 )
-from neuralreg.methods.nephi_options import PRESETS, Options
+from neuralreg.methods.nephi_options import PRESETS
 from neuralreg.metrics import dice, folds_percent
 from neuralreg.options import resolve
 from neuralreg.pair import Pair
 from neuralreg.two_way import CodedMap, TwoWayField
-
-SMALL = Options(
-    widths=(4, 8, 8),
-    global_code=4,
-    local_code=3,
-    local_block=0,
-    head=8,
-    frequencies=4,
-    hidden=(16, 16),
-    omega=10.0,
-    point_share=0.2,
-    regulariser_bounds=(20, 20),
-    lr=2e-3,
-    decoder_lr=2e-3,
-    prior_weight=1e-3,
-    regulariser_weight=1.0,
-)
-
-
-def discs(shape: tuple[int, ...], radius: float, shift: float = 0.0) -> tuple[Tensor, Tensor]:
-    """A soft disc or ball, as image (1, 1, *shape), and its inside as labels."""
-    axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in shape]
-    grid = torch.stack(torch.meshgrid(axes, indexing="ij"))
-    grid[0] -= shift
-    inside = radius - grid.square().sum(0).sqrt()
-    return torch.sigmoid(inside)[None, None], (inside > 0).long()
-
-
-def batch_of(*pairs: tuple[Tensor, Tensor]) -> Any:
-    return SimpleNamespace(fixed=torch.cat([f for f, _ in pairs]), moving=torch.cat([m for _, m in pairs]))
-
-
-def random_maps(ndim: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[CodedMap, CodedMap]:
-    """Two maps away from the identity that share codes."""
-    torch.manual_seed(seed)
-    decoders = []
-    for _ in range(2):
-        decoder = GatedSiren(
-            ndim=ndim, frequencies=4, hidden=(8, 8), omega=5.0, latent=3, latent_volume=2, start_at_zero=False
-        )
-        with torch.no_grad():
-            for last in decoder.output_layer:
-                last.mul_(0.3)
-        decoders.append(decoder.to(dtype))
-    latent = torch.randn(3, dtype=dtype)
-    volume = torch.randn(2, *[5, 4, 3][:ndim], dtype=dtype)
-    return CodedMap(decoders[0], latent, volume), CodedMap(decoders[1], latent, volume)
+from tests.small_nephi import SMALL, batch_of, discs, random_maps, waken
 
 
 def leaves(maps: tuple[CodedMap, CodedMap]) -> list[Tensor]:
@@ -206,9 +159,7 @@ def test_numbers_of_points_are_shares_of_the_voxels_within_bounds() -> None:
 
 def test_the_same_generator_gives_the_same_losses_and_another_seed_other_points() -> None:
     trainee = nephi.make_trainee(SMALL, (16, 14), 2, 0)
-    with torch.no_grad():
-        for decoder in (trainee.module.there, trainee.module.back):
-            decoder.output_layer[0].normal_(std=0.05)
+    waken(trainee, 0.05)
     batch = batch_of((torch.rand(1, 1, 16, 14), torch.rand(1, 1, 16, 14)))
     values = [
         float(trainee.losses(batch, torch.Generator().manual_seed(seed))["loss"].detach())
@@ -219,8 +170,7 @@ def test_the_same_generator_gives_the_same_losses_and_another_seed_other_points(
 
 def test_a_batch_counts_as_the_mean_of_its_pairs() -> None:
     trainee = nephi.make_trainee(SMALL, (16, 14), 2, 0)
-    with torch.no_grad():
-        trainee.module.there.output_layer[0].normal_(std=0.05)
+    waken(trainee, 0.05)
     pairs = [(torch.rand(1, 1, 16, 14), torch.rand(1, 1, 16, 14)) for _ in range(3)]
     whole = trainee.losses(batch_of(*pairs), torch.Generator().manual_seed(0))
     single = [trainee.losses(batch_of(pair), torch.Generator().manual_seed(0)) for pair in pairs]
@@ -250,8 +200,7 @@ def test_training_on_discs_of_two_sizes_brings_them_onto_each_other_in_both_dire
 
 def test_the_trainee_comes_back_from_its_description() -> None:
     trainee = nephi.make_trainee(SMALL, (16, 14), 2, 3)
-    with torch.no_grad():
-        trainee.module.there.output_layer[0].normal_(std=0.05)
+    waken(trainee, 0.05)
     again = nephi.trainee_from(trainee.describe())
     images = torch.rand(1, 1, 16, 14), torch.rand(1, 1, 16, 14)
     expected = trainee.displacement(*images)
@@ -262,67 +211,6 @@ def test_the_trainee_comes_back_from_its_description() -> None:
     assert rates == [1.0, 1.0, 1.0]
     falling = nephi.make_trainee(replace(SMALL, final_lr=0.1), (16, 14), 2, 3)
     assert [falling.rate(done) for done in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.55, 0.1])
-
-
-@pytest.mark.parametrize("refined", ["codes", "decoders", "both"])
-def test_refinement_moves_what_was_asked_and_lowers_the_loss(refined: str) -> None:
-    shape = (24, 24)
-    pair = Pair(discs(shape, 5.0)[0], discs(shape, 8.0)[0], torch.eye(2, 3))
-    trainee = nephi.make_trainee(SMALL, shape, 2, 0)
-    with torch.no_grad():
-        for decoder in (trainee.module.there, trainee.module.back):
-            decoder.output_layer[0].normal_(std=0.02)
-    before = nephi.predict(trainee, pair)
-    network = {name: value.clone() for name, value in trainee.module.state_dict().items()}
-    options = replace(SMALL, refined=refined, refine_lr=1e-2, refine_code_lr=1e-2)
-    after, history = nephi.fit_trained(trainee, pair, options, refine=30)
-    assert len(history) == 30
-    first, last = (sum(h["loss"] for h in part) for part in (history[:5], history[-5:]))
-    assert last < first
-    assert torch.equal(before.latent, after.latent) == (refined == "decoders")
-    assert torch.equal(before.volume, after.volume) == (refined == "decoders")
-    same = all(torch.equal(a, b) for a, b in zip(before.there.weights, after.there.weights, strict=True))
-    assert same == (refined == "codes")
-    assert all(torch.equal(network[name], value) for name, value in trainee.module.state_dict().items())
-    with pytest.raises(InputError, match="hidden cannot change"):
-        nephi.fit_trained(trainee, pair, replace(SMALL, hidden=(8,)), refine=1)
-
-
-def test_refinement_goes_through_its_stages_with_a_rate_for_codes_and_one_for_decoders() -> None:
-    shape = (24, 24)
-    pair = Pair(discs(shape, 5.0)[0], discs(shape, 8.0)[0], torch.eye(2, 3))
-    options = replace(
-        SMALL, sampler="lattice", refine_scales=(2, 1), refine_strides=(1, 2), refine_final_lr=1.0
-    )
-    trainee = nephi.make_trainee(options, shape, 2, 0)
-    with torch.no_grad():
-        for decoder in (trainee.module.there, trainee.module.back):
-            decoder.output_layer[0].normal_(std=0.02)
-    _, history = nephi.fit_trained(trainee, pair, options, refine=6)
-    assert [one["scale"] for one in history] == [2, 2, 2, 1, 1, 1]
-    before = nephi.predict(trainee, pair)
-    quick = replace(options, refine_lr=1e-3, refine_code_lr=4e-3)
-    after, _ = nephi.fit_trained(trainee, pair, quick, refine=1)
-    # Adam's first step is its rate, wherever there is a gradient
-    moved = [(a - b).abs().max() for a, b in ((before.latent, after.latent), (before.volume, after.volume))]
-    torch.testing.assert_close(torch.stack(moved), torch.full((2,), 4e-3), rtol=1e-2, atol=0)
-    weights = zip(before.there.weights, after.there.weights, strict=True)
-    torch.testing.assert_close(
-        max((a - b).abs().max() for a, b in weights), torch.tensor(1e-3), rtol=1e-2, atol=0
-    )
-
-
-def test_without_a_network_the_codes_of_one_pair_are_fitted() -> None:
-    shape = (28, 24)
-    (fixed, inside), (moving, other) = discs(shape, 6.0), discs(shape, 9.0, shift=1.0)
-    options = replace(SMALL, iterations=120, refine_lr=1e-2, refine_code_lr=1e-2)
-    pair = Pair(fixed, moving, torch.eye(2, 3))
-    field, history = nephi.fit(pair, options, seed=0)
-    u = nephi.dense_displacement(field, shape).detach()
-    moved = kernels.warp(other[None, None].float(), u[None], mode="nearest")[0, 0].long()
-    assert dice(inside, moved)[1] > dice(inside, other)[1] + 0.15
-    assert len(history) == 120
-    assert history[-1]["similarity"] > history[0]["similarity"]
 
 
 def test_the_field_of_a_registration_loads_again() -> None:
@@ -339,9 +227,7 @@ def test_the_field_of_a_registration_loads_again() -> None:
 
 def test_images_of_another_shape_are_resampled_for_the_network_and_answered_on_their_own_grid() -> None:
     trainee = nephi.make_trainee(SMALL, (16, 12), 2, 0)
-    with torch.no_grad():
-        for decoder in (trainee.module.there, trainee.module.back):
-            decoder.output_layer[0].normal_(std=0.05)
+    waken(trainee, 0.05)
     pair = Pair(
         torch.rand(1, 1, 33, 27), torch.rand(1, 1, 20, 31), torch.tensor([[0.6, 0.1, 0.5], [0, 1.1, 1]])
     )
@@ -412,28 +298,3 @@ def test_options_that_cannot_be(option: str, value: str, words: str) -> None:
     with pytest.raises(InputError, match=words) as caught:
         resolve(PRESETS, "paper", {option: value}, "nephi")
     assert "\n" not in str(caught.value)
-
-
-def test_stages_share_the_training_and_a_fit_of_one_pair_goes_on_with_the_last() -> None:
-    options = replace(SMALL, sampler="lattice", scales=(4, 2, 1), strides=(3,), windows=(5, 3))
-    found = [options.stage(done) for done in (0.0, 0.33, 0.34, 0.67, 1.0)]
-    assert [one.scales + one.windows for one in found] == [(4, 5), (4, 5), (2, 3), (1, 3), (1, 3)]
-    assert {one.strides for one in found} == {(3,)}
-    assert options.of_one_pair().scales == (1,)
-    chosen = replace(options, refine_scales=(2, -1), refine_strides=(1,), refine_windows=(7,)).of_one_pair()
-    assert (chosen.scales, chosen.strides, chosen.windows) == ((2, 1), (1,), (7,))
-    assert chosen.of_one_pair() == chosen
-    assert chosen.stages == 2
-    assert (chosen.regulariser_bounds, chosen.regulariser_weight) == (
-        options.regulariser_bounds,
-        options.regulariser_weight,
-    )
-    chosen = replace(options, refine_points=70, refine_weight=0.0).of_one_pair()
-    assert (chosen.regulariser_weight, regulariser_points(chosen, (24, 20))) == (0.0, 70)
-    trainee = nephi.make_trainee(options, (24, 20), 2, 0)
-    batch = batch_of((torch.rand(1, 1, 24, 20), torch.rand(1, 1, 24, 20)))
-    similarity = []
-    for done in (0.0, 1.0):
-        trainee.rate(done)
-        similarity.append(float(trainee.losses(batch, torch.Generator().manual_seed(0))["similarity"]))
-    assert similarity[0] != similarity[1]
