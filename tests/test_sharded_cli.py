@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,10 @@ import nibabel
 import numpy as np
 import pytest
 
+from neuralreg.errors import InputError
+from tests.processes import Job, command, ranks, side_by_side
+from tests.sharded_cases import make_pairs
 from tests.small import call, save
-from tests.test_sharded import ROOT, free_port, make_pairs
 
 SMALL = [
     *("--iterations", "4", "--threads", "1"),
@@ -31,41 +31,26 @@ OUTPUTS = {
 }
 FAULTS = ("nothing", "spoilt", "alone", "killed")
 
-# Two ranks a job, forked after the imports. In the 3rd iteration rank 1 fails alone, or is killed, where that is asked.
-LAUNCHER = """
-import json, os, signal, sys
-import torch, torch._dynamo
-import neuralreg.registration
-from neuralreg.cli import main
-from neuralreg.errors import InputError
-from neuralreg.sharded import command, registration, slab
-command.WORD_SECONDS = 3.0
-def plant(fault):
-    losses, calls = slab.Stage.losses, []
-    def failing(*arguments):
+
+def failing(fault: str, *words: str) -> None:
+    """A rank's command; in the 3rd iteration rank 1 fails alone, or is killed, where that is asked."""
+    from neuralreg.sharded import command as module
+    from neuralreg.sharded.ranks import Together
+
+    module.WORD_SECONDS = 3.0
+    right, calls = Together.sum_gradients, []
+
+    def spoiled(*arguments: Any) -> None:
         calls.append(1)
+        if len(calls) == 3 and fault == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         if len(calls) == 3:
-            if fault == "killed":
-                os.kill(os.getpid(), signal.SIGKILL)
             raise InputError("the planted fault")
-        return losses(*arguments)
-    slab.Stage.losses = failing
-children = []
-for job in json.loads(sys.argv[1]):
-    for rank in ("0", "1"):
-        child = os.fork()
-        if not child:
-            os.environ.update(WORLD_SIZE="2", RANK=rank, LOCAL_RANK=rank)
-            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=job["port"])
-            for stream in (1, 2):
-                os.dup2(os.open(f"{job['told']}{rank}{stream}", os.O_WRONLY | os.O_CREAT), stream)
-            if rank == "1" and job["fault"] in ("alone", "killed"):
-                plant(job["fault"])
-            sys.argv = ["neuralreg", *job["arguments"]]
-            main()
-        children.append(child)
-print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]))
-"""
+        right(*arguments)
+
+    if os.environ["RANK"] == "1" and fault in ("alone", "killed"):
+        Together.sum_gradients = spoiled  # type: ignore[method-assign]
+    command(*words)
 
 
 @dataclass
@@ -93,31 +78,21 @@ def outputs(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    if sys.platform != "linux":
-        pytest.skip("processes are forked")
     folder = tmp_path_factory.mktemp("sharded-cli")
     make_pairs(folder)
     values = np.asarray(nibabel.load(folder / "oblique-moving.nii.gz").dataobj).copy()
     values[3, 4, -1] = np.nan  # which one rank alone reads first
     save(folder / "spoilt-moving.nii.gz", values)
     (folder / "spoilt-fixed.nii.gz").symlink_to(folder / "oblique-fixed.nii.gz")
-    jobs: list[dict[str, Any]] = []
+    jobs = []
     for fault in FAULTS:
         pair = inputs(folder, "spoilt" if fault == "spoilt" else "oblique")
-        arguments = ["register", *pair, *SMALL, *outputs(folder / f"out-{fault}")]
-        jobs.append(
-            {"fault": fault, "told": str(folder / fault), "port": str(free_port()), "arguments": arguments}
-        )
-    done = subprocess.run(
-        [sys.executable, "-c", LAUNCHER, json.dumps(jobs)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    codes = json.loads(done.stdout)
+        words = ["register", *pair, *SMALL, *outputs(folder / f"out-{fault}")]
+        jobs += [
+            Job(failing, (fault, *words), folder / f"{fault}{rank}", environment)
+            for rank, environment in enumerate(ranks(2))
+        ]
+    codes = side_by_side(jobs)
     return Launched(folder, {fault: codes[2 * i : 2 * i + 2] for i, fault in enumerate(FAULTS)})
 
 

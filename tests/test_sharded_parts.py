@@ -19,8 +19,8 @@ from neuralreg.sharded.registration import check_straight, outline, register
 from neuralreg.sharded.volume import Volume, cut
 from neuralreg.transforms import Geometry
 from tests.geometry import GRIDS
+from tests.sharded_cases import arguments, make_pairs
 from tests.small import save
-from tests.test_sharded import arguments, make_pairs
 
 ALONE = Together(torch.device("cpu"))
 

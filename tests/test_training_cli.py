@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from neuralreg.methods import nephi, ofg
 from neuralreg.training import trainee as registry
 from neuralreg.training.log import read_log
+from tests.processes import Job, command, ranks, side_by_side
 from tests.small import blobs, call
 from tests.test_training_loop import FILES, curve, same_weights
+from tests.tiny_method import Tiny
 
-ROOT = Path(__file__).resolve().parents[1]
 METHODS = {  # each with what makes it small
     "tiny": (),
     "nephi": ("widths=4,4,4", "global_code=4", "local_code=4", "head=8", "hidden=8", "frequencies=4"),
@@ -29,40 +28,22 @@ METHODS = {  # each with what makes it small
 }
 RUN = ["--batch", "2", "--threads", "1", "--validate-every", "5", "--checkpoint-every", "3"]
 
-# Runs the command several times side by side, each in a process of its own, forked after the imports, which take longer
-# than the training. A job that is to be killed dies without a word in its 9th step.
-LAUNCHER = """
-import json, os, signal, sys
-import torch._dynamo  # what the first step of an optimiser imports
-import neuralreg.registration
-from neuralreg.cli import main
-from neuralreg.methods import nephi, ofg
-from neuralreg.training import augment, layouts, loop, split, trainee
-from tests.tiny_method import Tiny
-trainee.METHODS["tiny"] = "tests.tiny_method"
-TRAINEES = {"tiny": Tiny, "nephi": nephi.NePhiTrainee, "ofg": ofg.OfgTrainee}
-def make_deadly(kind):
-    losses, calls = kind.losses, []
-    def deadly(*arguments):
-        calls.append(1)
-        if len(calls) == 9:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return losses(*arguments)
-    kind.losses = deadly
-children = []
-for job in json.loads(sys.argv[1]):
-    child = os.fork()
-    if not child:
-        os.environ.update(job["environment"])
-        for stream in (1, 2):
-            os.dup2(os.open(job["told"] + str(stream), os.O_WRONLY | os.O_CREAT), stream)
-        if job["kill"]:
-            make_deadly(TRAINEES[job["arguments"][1]])
-        sys.argv = ["neuralreg", *job["arguments"]]
-        main()
-    children.append(child)
-print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]))
-"""
+
+def train(deadly: bool, *words: str) -> None:
+    """A process's training; a deadly one dies without a word in its 9th step."""
+    registry.METHODS["tiny"] = "tests.tiny_method"
+    if deadly:
+        kind = {"tiny": Tiny, "nephi": nephi.NePhiTrainee, "ofg": ofg.OfgTrainee}[words[1]]
+        right, calls = kind.losses, []
+
+        def dying(*arguments: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 9:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return right(*arguments)
+
+        kind.losses = dying
+    command(*words)
 
 
 @pytest.fixture(autouse=True)
@@ -97,46 +78,23 @@ class Launched:
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    if sys.platform != "linux":
-        pytest.skip("processes are forked")
     folder = tmp_path_factory.mktemp("launched")
     data = write_data(folder)
-    killed, ranks = {}, {}
-    jobs: dict[str, dict[str, Any]] = {}
+    killed, shared = {}, {}
+    jobs: dict[str, Job] = {}
     for method, small in METHODS.items():
         options = [word for option in small for word in ("--option", option)]
         start = ["train", method, "--data", str(data), *RUN, *options]
         killed[method] = [*start, "--steps", "14", "--deterministic"]
-        ranks[method] = [*start, "--steps", "8", "--batch", "3", "--augment", "--seed", "4"]
-        out = str(folder / f"{method}-killed")
-        jobs[f"{method}-killed"] = {
-            "arguments": [*killed[method], "--out", out],
-            "environment": {},
-            "kill": True,
-        }
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        for rank in ("0", "1"):
-            environment = {"RANK": rank, "LOCAL_RANK": rank, **shared}
-            arguments = [*ranks[method], "--out", str(folder / f"{method}-two")]
-            jobs[f"{method}{rank}"] = {"arguments": arguments, "environment": environment, "kill": False}
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            LAUNCHER,
-            json.dumps([{**job, "told": str(folder / n)} for n, job in jobs.items()]),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return Launched(folder, killed, ranks, dict(zip(jobs, json.loads(done.stdout), strict=True)))
+        shared[method] = [*start, "--steps", "8", "--batch", "3", "--augment", "--seed", "4"]
+        name = f"{method}-killed"
+        jobs[name] = Job(train, (True, *killed[method], "--out", str(folder / name)), folder / name)
+        for rank, environment in enumerate(ranks(2)):
+            words = [*shared[method], "--out", str(folder / f"{method}-two")]
+            name = f"{method}{rank}"
+            jobs[name] = Job(train, (False, *words), folder / name, environment)
+    codes = side_by_side(list(jobs.values()))
+    return Launched(folder, killed, shared, dict(zip(jobs, codes, strict=True)))
 
 
 def test_trains(data: Path, tmp_path: Path) -> None:
