@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from tests.processes import python
 from tests.small import SHAPE, blobs, call, pair_folder, register, save
 
 Arguments = list[Any]
@@ -316,13 +316,7 @@ def test_figure_without_matplotlib(images: Path, monkeypatch: Any) -> None:
 
 @pytest.mark.parametrize("name", ["triton", "abacus"])
 def test_backend_that_cannot_serve(images: Path, name: str) -> None:
-    arguments = [str(argument) for argument in register(images)]
-    done = subprocess.run(
-        [sys.executable, "-m", "neuralreg", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "NEURALREG_BACKEND": name},
-    )
+    done = python("-m", "neuralreg", *register(images), NEURALREG_BACKEND=name)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith("error: ")

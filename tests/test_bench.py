@@ -6,7 +6,6 @@ import csv
 import importlib
 import math
 import pkgutil
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -16,6 +15,7 @@ import torch
 from neuralreg.bench import harness
 from neuralreg.bench import kernels as suite
 from neuralreg.bench.harness import Case, Setup, measure, relative_error
+from tests.processes import python
 from tests.small import call
 
 OPS = sorted(module.name for module in pkgutil.iter_modules(suite.__path__))
@@ -62,8 +62,7 @@ SMALL = ["--quick", "--size", "16", "--filter"]
 
 def test_the_module_is_the_kernels_suite_and_writes_rows(tmp_path):
     out = tmp_path / "rows.csv"
-    command = [sys.executable, "-m", "neuralreg.bench", *SMALL, "sampling", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = python("-m", "neuralreg.bench", *SMALL, "sampling", "--out", out)
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader(out.open()))
     assert {row["case"].split(",")[0] for row in rows} == {"warp", "grid_sample"}

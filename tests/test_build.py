@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
@@ -16,8 +15,8 @@ import pytest
 
 from neuralreg.kernels.backends import native
 from neuralreg.kernels.backends.registry import BackendError
+from tests.processes import ROOT, python
 
-ROOT = Path(__file__).resolve().parents[1]
 BACKENDS = Path("kernels/backends")
 NOTE = BACKENDS / "_build_note.txt"
 
@@ -68,9 +67,9 @@ def run_python(project: Path, *arguments: str, **environment: str) -> subprocess
     trap = project.parent / "trap"
     trap.mkdir(exist_ok=True)
     (trap / "torch.py").write_text("raise SystemExit('the build imported torch')\n")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("NEURALREG_", "CXX", "CC", "LDFLAGS"))}
-    kept |= {"PYTHONPATH": str(trap), "PIP_DISABLE_PIP_VERSION_CHECK": "1", **environment}
-    return subprocess.run([sys.executable, *arguments], cwd=project, env=kept, capture_output=True, text=True)
+    environment = {"PYTHONPATH": str(trap), "PIP_DISABLE_PIP_VERSION_CHECK": "1", **environment}
+    without = ("NEURALREG_", "CXX", "CC", "LDFLAGS")
+    return python(*arguments, cwd=project, without=without, **environment)
 
 
 def build(project: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -83,9 +82,7 @@ def modules(project: Path) -> list[str]:
 
 def plain_python(code: str, cwd: Path, path: Path | str = "") -> subprocess.CompletedProcess[str]:
     """Run code with ``path`` in front of the installed packages and none of our settings."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("NEURALREG_")}
-    kept["PYTHONPATH"] = str(path)
-    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=kept, capture_output=True, text=True)
+    return python("-c", code, cwd=cwd, without=("NEURALREG_",), PYTHONPATH=str(path))
 
 
 # The environment of the tests may hold an editable install of its own.

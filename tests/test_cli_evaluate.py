@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from neuralreg.images import read_labels, write_image
 from neuralreg.metrics import dice, regularity
 from neuralreg.transforms import Transform, load_transform
 from tests.geometry import GRIDS, image_on, smooth_displacement
+from tests.processes import python
 
 
 @pytest.fixture
@@ -169,5 +168,5 @@ def test_the_module_loads_nothing_heavy():
         "import sys, neuralreg.cli.apply, neuralreg.cli.evaluate;"
         "print([m for m in ('torch', 'nibabel', 'numpy', 'SimpleITK', 'rich.table') if m in sys.modules])"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == "[]"
+    done = python("-c", code)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 from neuralreg.cli.flags import OWN_FLAGS, TOGETHER_FLAGS, parse_options, parse_pair
 from neuralreg.cli.terminal import print_table, progress_bar
 from neuralreg.errors import InputError
+from tests.processes import python
 from tests.small import FAST, SHAPE, blobs, call, save
 
 FLAT_KEYS = {
@@ -240,7 +240,7 @@ try:
 finally:
     print([name for name in {HEAVY!r} if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = python("-c", code)
     assert done.stdout.splitlines()[-1] == "[]"
     assert done.returncode == (2 if arguments == ["register"] else 0)
     if "register" not in arguments:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,8 @@ import pytest
 
 import neuralreg
 from neuralreg import kernels
+from tests.processes import ROOT, python
 
-ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = sorted((ROOT / "docs/api").glob("*.md"))
 SHOWN = [name for page in REFERENCE for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)]
 
@@ -48,12 +46,7 @@ def test_what_the_reference_shows_exists_and_is_explained(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not find_spec("mkdocs") or not find_spec("mkdocstrings"), reason="needs the extra docs")
 def test_the_site_builds(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path / "site")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = python("-m", "mkdocs", "build", "--strict", "-d", tmp_path / "site")
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "site/api/kernels/index.html").read_text()
     for name in ("lncc.lncc", "warp", "field.field_jet"):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +11,7 @@ from torch import Tensor
 
 from neuralreg import doctor, kernels
 from neuralreg.kernels.backends import registry
+from tests.processes import python
 
 
 @pytest.fixture(scope="module")
@@ -89,25 +87,15 @@ def test_reference_only_is_well_and_said_plainly(monkeypatch: pytest.MonkeyPatch
     assert line.endswith("cpu: no C++ compiler found")
 
 
-def _doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    code = "from neuralreg.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, "doctor", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-    )
-
-
 def test_command_prints_tables_and_exits_zero() -> None:
-    done = _doctor()
+    done = python("-m", "neuralreg", "doctor")
     assert done.returncode == 0, done.stdout + done.stderr
     for expected in ("Versions", "Hardware", "What serves each op", "jacobian_loss", "checks passed"):
         assert expected in done.stdout
 
 
 def test_command_as_json_exits_one_when_nothing_can_serve() -> None:
-    done = _doctor("--json", NEURALREG_BACKEND="cuda")
+    done = python("-m", "neuralreg", "doctor", "--json", NEURALREG_BACKEND="cuda")
     assert done.returncode == 1, done.stderr
     report = json.loads(done.stdout)
     assert not report["healthy"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -14,6 +12,7 @@ from neuralreg.errors import InputError
 from neuralreg.memory import FEWEST_POINTS, MB, held_bytes, most_points, peak_bytes
 from neuralreg.methods.nir import PRESETS, with_at_most
 from neuralreg.pair import Pair
+from tests.processes import python
 
 GRID = (160, 192, 224)
 
@@ -81,7 +80,8 @@ limit = held_bytes() / MB + 70
 found = register(images[0], images[1], iterations=4, max_memory=limit)
 print(json.dumps([limit, found.summary["peak_memory_mb"], found.summary["options"]["max_points"]]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
     limit, peak, points = json.loads(done.stdout.splitlines()[-1])
     assert points < 300_000
     assert peak < 1.02 * limit

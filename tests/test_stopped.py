@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.processes import python
 from tests.small import call, pair_folder, register
 
 
@@ -50,10 +50,8 @@ main()
 )
 def test_stopped_in_the_middle(images: Path, what: str, code: int, word: str) -> None:
     before = sorted(images.rglob("*"))
-    arguments = [str(a) for a in register(images, "--warped-out", images / "out/w.nii.gz")]
-    done = subprocess.run(
-        [sys.executable, "-c", IN_PROCESS, what, *arguments], capture_output=True, text=True
-    )
+    arguments = register(images, "--warped-out", images / "out/w.nii.gz")
+    done = python("-c", IN_PROCESS, what, *arguments)
     assert done.returncode == code, done.stderr
     assert word in done.stderr
     assert "Traceback" not in done.stderr

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from neuralreg.kernels.backends import native, registry
 from neuralreg.kernels.backends.registry import BackendError
+from tests.processes import python
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
@@ -176,12 +175,6 @@ def test_fallback_is_traceable() -> None:
     assert torch.equal(torch.compile(choice, fullgraph=True, backend="eager")(x), x + 1)
 
 
-def _run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
-    )
-
-
 def _usable() -> list[str]:
     try:
         return native.cpu_isas()
@@ -195,7 +188,7 @@ def test_forced_instruction_set_is_loaded() -> None:
     code = (
         "from neuralreg.kernels.backends import native; print(native.cpu_isa(), native.load_cpu().__name__)"
     )
-    done = _run(code, NEURALREG_CPU_ISA=isa)
+    done = python("-c", code, NEURALREG_CPU_ISA=isa)
     assert done.stdout.split() == [isa, f"neuralreg.kernels.backends._cpu_{isa}"], done.stderr
 
 
@@ -204,7 +197,7 @@ def test_unknown_instruction_set_is_refused() -> None:
         "from neuralreg.kernels.backends import native, registry\n"
         "try:\n    native.load_cpu()\nexcept registry.BackendError as error:\n    print(error)"
     )
-    done = _run(code, NEURALREG_CPU_ISA="sse9")
+    done = python("-c", code, NEURALREG_CPU_ISA="sse9")
     assert done.stdout.strip() == "NEURALREG_CPU_ISA=sse9: it is one of avx512, avx2, base", done.stderr
 
 

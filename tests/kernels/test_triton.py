@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from neuralreg.kernels.backends import registry
+from tests.processes import python
 
-ROOT = Path(__file__).resolve().parents[2]
 # The dense gradcheck and the scan of real data take the interpreter long and tell it nothing new, as does the second
 # numerator of test_eps_modes; wrong arguments never reach a backend. What the encodings' gradcheck and float32 would
 # tell, the field's own tests do.
@@ -30,13 +27,10 @@ FILES = [
 ]
 
 
-def interpreted(*command: str) -> subprocess.CompletedProcess[str]:
+def interpreted(*words: object) -> subprocess.CompletedProcess[str]:
     """Runs Python with the interpreter chosen, which has to happen before triton is imported."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "NEURALREG_BACKEND"))}
-    environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-    )
+    without = ("PYTEST_", "NEURALREG_BACKEND")
+    return python(*words, without=without, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
 
 
 @pytest.mark.slow
