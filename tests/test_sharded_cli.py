@@ -146,6 +146,7 @@ def test_one_failure_ends_all_with_one_line(launched: Launched, fault: str, word
     ("more", "words"),
     [
         (["--center"], "do not serve --center"),
+        (["--start-similarity", "lncc"], "do not serve --start-similarity"),
         (["--time-budget", "3"], "do not serve --time-budget"),
         (["--preset", "fast-diffeomorphic"], "do not serve output velocity"),
         (["--preset", "paper-hybrid"], "do not serve hybrid"),
@@ -166,6 +167,20 @@ def test_what_is_not_served(
     assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1), result.stderr
     assert words in result.stderr
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_zero_is_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of --nan-to and of --margin, which are nothing by default."""
+    make_pairs(tmp_path)
+    values = np.asarray(nibabel.load(tmp_path / "oblique-moving.nii.gz").dataobj).copy()
+    values[3, 4, -1] = np.nan
+    save(tmp_path / "oblique-moving.nii.gz", values)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    more = ["--nan-to", "0", "--margin", "0"]
+    result = call("register", *inputs(tmp_path), *SMALL, *outputs(tmp_path / "out"), *more)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads((tmp_path / "out/s.json").read_text())["margin_mm"] == 0.0
 
 
 def test_a_margin_belongs_to_torchrun(tmp_path: Path) -> None:

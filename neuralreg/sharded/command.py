@@ -6,10 +6,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuralreg.cli.flags import OWN_FLAGS
+from neuralreg.cli.flags import OWN_FLAGS, RegisterFlags
 from neuralreg.errors import InputError, NeuralregError
 from neuralreg.writing import IMAGE_SUFFIXES, suffix_of
 
@@ -30,7 +31,6 @@ WRITERS: dict[str, Callable[[Part, Path | None], None]] = {
     "--field-out": lambda part, path: part.save_field(path),
     "--summary": lambda part, path: part.save_summary(path),
 }
-NO_START = "none"
 WORD_SECONDS = 10.0  # that a rank waits for the words of another one
 
 
@@ -49,9 +49,8 @@ def register_together(
     """
     arguments = {name: value for name, value in settings.items() if name in OWN_FLAGS}
     options = {name: value for name, value in settings.items() if name not in arguments}
-    given = {name for name, value in arguments.items() if value not in (None, False, NO_START)}
-    if arguments["start"] == NO_START:
-        given -= {"start_similarity"}
+    defaults = {flag.name: flag.default for flag in fields(RegisterFlags)}
+    given = {name for name, value in arguments.items() if value != defaults.get(name)}
     unserved = sorted(f"--{name.replace('_', '-')}" for name in given - SERVED)
     unserved += [flag for flag in outputs if flag not in WRITERS]
     if unserved:
