@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from neuralreg import kernels
@@ -42,18 +43,31 @@ def sampled_similarity(
 
 
 def lattice_regularity(
-    displacement: Tensor, *, folding: float, threshold: float = 0.0, diffusion: float = 0.0
+    displacement: Tensor,
+    *,
+    folding: float,
+    threshold: float = 0.0,
+    diffusion: float = 0.0,
+    mean: Mean = mean_over,
 ) -> Tensor:
     """``folding`` times mean relu(threshold - det) plus ``diffusion`` times the mean squared difference.
 
     ``displacement`` (P, ndim, *shape) in lattice steps, derivatives by forward differences. A weight of 0 costs
-    nothing.
+    nothing. ``mean`` takes the means.
     """
     total = displacement.new_zeros(())
-    if folding:
+    at_once = mean is mean_over  # the kernels take the mean themselves
+    if folding and at_once:
         total = total + folding * kernels.jacobian_loss(displacement, threshold=threshold)
-    if diffusion:
+    elif folding:
+        determinant = kernels.jacobian_determinant(displacement)[:, None]
+        total = total + folding * mean((threshold - determinant).relu())
+    if diffusion and at_once:
         total = total + diffusion * kernels.diffusion_loss(displacement)
+    elif diffusion:
+        axes = range(2, displacement.ndim)
+        means = [mean(displacement.diff(dim=axis).square()) for axis in axes]
+        total = total + diffusion * torch.stack(means).mean()
     return total
 
 

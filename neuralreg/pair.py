@@ -1,15 +1,62 @@
-"""What a method sees of two images: tensors, masks and one affine between voxel grids. No header, no millimetre."""
+"""What a method sees of two images: tensors, masks and one affine between voxel grids. No header, no millimetre.
+
+A fit asks no more of a pair than :class:`Images` and :class:`Shown` have, so that one of which every process holds a
+part is fitted as a whole one is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from neuralreg import kernels
+from neuralreg.losses import Mean, mean_over
+from neuralreg.samplers import Sample
+
+
+class Shown(Protocol):
+    """A pair at one scale."""
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Spatial shape of the fixed image."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def part(self, sample: Sample) -> tuple[Sample, Mean]:
+        """The points of a sample that this process asks a field at, and what takes means over the whole sample."""
+
+    def held(self, sample: Sample, displacement: Tensor) -> tuple[Pair, Sample]:
+        """The images in which a part of a sample and the same displaced can be read, and that part in their voxels.
+
+        ``displacement`` is in the sample's steps.
+        """
+
+
+class Images(Protocol):
+    """A pair at full size."""
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Spatial shape of the fixed image."""
+
+    @property
+    def ndim(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def shrink(self, factor: int) -> Shown:
+        """The pair with every ``factor`` voxels of an axis averaged into one."""
+
+    def gather(self, parameters: Sequence[Tensor]) -> None:
+        """Completes the gradients of parameters, of which other processes may have parts."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +104,17 @@ class Pair:
             for mask in (self.fixed_mask, self.moving_mask)
         ]
         return Pair(fixed, moving, voxel_affine, *masks)
+
+    def part(self, sample: Sample) -> tuple[Sample, Mean]:
+        """All of the sample."""
+        return sample, mean_over
+
+    def held(self, sample: Sample, displacement: Tensor) -> tuple[Pair, Sample]:
+        """This pair, which has all voxels."""
+        return self, sample
+
+    def gather(self, parameters: Sequence[Tensor]) -> None:
+        """Nothing: the gradients are whole."""
 
     def on_fixed_grid(self) -> Pair:
         """The pair with the moving image and its mask read at the fixed voxels through the affine."""

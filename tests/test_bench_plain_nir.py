@@ -61,7 +61,8 @@ def test_one_field_is_one_displacement_and_one_loss(grid):
     network = copied(field, options)
     ours = nir.dense_displacement(field, grid)
     torch.testing.assert_close(plain_nir.dense_displacement(network, grid), ours, atol=1e-4, rtol=1e-4)
-    ((_, ((sampler, window),)),) = nir.make_stages(pair, options, torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    (((sampler, window),),) = nir.make_stages(grid, options, generator, pair.device)
     drawn = sampler.draw()
     displacement = drawn.displacement(field(drawn.coordinates()))
     ((offset,), settings) = drawn.offset, {"window": window, "padding": "valid", "zero_rule": True}

@@ -227,11 +227,11 @@ def test_dense_displacement_in_slabs_is_the_field_at_every_voxel(monkeypatch):
 
 
 def test_a_scale_without_room_for_a_window_is_left_out():
-    pair, _ = shifted((16, 9, 16))
-    stages = make_stages(pair, replace(SMALL, scales=(4, 2, 1)), torch.Generator())
-    assert [sampler.scale for _, samplers in stages for sampler, _ in samplers] == [1]
+    where = torch.Generator(), torch.device("cpu")
+    stages = make_stages((16, 9, 16), replace(SMALL, scales=(4, 2, 1)), *where)
+    assert [sampler.scale for samplers in stages for sampler, _ in samplers] == [1]
     with pytest.raises(InputError, match="lncc_window 11 is larger than the lattice"):
-        make_stages(pair, replace(SMALL, lncc_window=11), torch.Generator())
+        make_stages((16, 9, 16), replace(SMALL, lncc_window=11), *where)
 
 
 @pytest.mark.parametrize(

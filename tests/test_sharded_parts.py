@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import neuralreg
+from neuralreg.boxes import aligned, image_of, readable
 from neuralreg.errors import InputError
 from neuralreg.methods.nir_options import Options
-from neuralreg.sharded.boxes import aligned, image_of, readable
 from neuralreg.sharded.order import order_statistics
 from neuralreg.sharded.ranks import Together
 from neuralreg.sharded.registration import check_straight, outline, register

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuralreg import boxes
 from neuralreg.errors import InputError
 from neuralreg.fields import (
     Composed,
@@ -34,10 +35,9 @@ from neuralreg.kernels.spec import FieldSpec, Fourier, HashGrid
 from neuralreg.losses import WINDOWED
 from neuralreg.methods.nir_options import PRESETS, Options
 from neuralreg.objective import analytic_regularity, lattice_regularity, sampled_similarity
-from neuralreg.pair import Pair
+from neuralreg.pair import Images, Shown
 from neuralreg.samplers import (
     Downsize,
-    Lattice,
     Patches,
     RandomPoints,
     Sampler,
@@ -47,9 +47,6 @@ from neuralreg.samplers import (
     shrunken_grid,
     smallest_stride,
 )
-from neuralreg.sharded.boxes import Box, shape_of
-from neuralreg.sharded.boxes import whole as whole_box
-from neuralreg.sharded.slab import Slab, Stage
 
 __all__ = ["PRESETS", "Options", "dense_displacement", "fit", "make_field", "make_stages", "with_at_most"]
 
@@ -93,7 +90,7 @@ def make_field(options: Options, ndim: int) -> Field:
 
 
 def fit(
-    pair: Pair | Slab,
+    pair: Images,
     options: Options,
     *,
     seed: int = 0,
@@ -156,7 +153,7 @@ def fit(
 
 
 def fit_field(
-    pair: Pair | Slab,
+    pair: Images,
     options: Options,
     field: Field,
     inner: Field | None,
@@ -171,8 +168,8 @@ def fit_field(
     if options.nir_compat:
         whole = Stretched(whole, [n / (n - 1) if n > 1 else 1.0 for n in pair.grid]).to(pair.device)
     steps = [
-        make_step(whole, shrunken, samplers, options)
-        for shrunken, samplers in make_stages(pair, options, generator)
+        make_step(whole, pair.shrink(samplers[0][0].scale), samplers, options)
+        for samplers in make_stages(pair.grid, options, generator, pair.device)
     ]
     table = [{"params": [field.table], "lr": options.table_lr}] if field.table is not None else []
     history = minimise(
@@ -184,7 +181,7 @@ def fit_field(
         progress=progress,
         name=name,
         watch=None if watch is None else lambda iteration: watch(iteration, whole),
-        gather=pair.ranks.sum_gradients if isinstance(pair, Slab) else None,
+        gather=pair.gather,
     )
     return whole, history
 
@@ -215,9 +212,9 @@ def with_at_most(options: Options, grid: tuple[int, ...], most: int) -> Options:
 
 
 def make_stages(
-    pair: Pair | Slab, options: Options, generator: torch.Generator
-) -> list[tuple[Pair | Stage, list[tuple[Sampler, int]]]]:
-    """For every scale on which the windows still fit the shrunken pair and its samplers, each with its window.
+    grid: tuple[int, ...], options: Options, generator: torch.Generator, device: torch.device
+) -> list[list[tuple[Sampler, int]]]:
+    """The samplers, each with its window, of every scale on which the windows still fit the shrunken ``grid``.
 
     Raises:
         InputError: the windows do not fit on the last scale.
@@ -226,7 +223,7 @@ def make_stages(
     windowed = options.similarity in WINDOWED
     for index, scale in enumerate(options.scales):
         samplers = [
-            make_sampler(name, pair, options, generator, scale) for name in options.sampler.split("+")
+            make_sampler(name, grid, options, generator, device, scale) for name in options.sampler.split("+")
         ]
         windows = [
             options.patch_window if isinstance(sampler, Patches) else options.lncc_window
@@ -237,36 +234,39 @@ def make_stages(
             if shape is not None and min(shape) < max(2, window if windowed else 1):
                 break
         else:
-            stages.append((pair.shrink(scale), list(zip(samplers, windows, strict=True))))
+            stages.append(list(zip(samplers, windows, strict=True)))
             continue
         if index + 1 == len(options.scales):
             name = "patch_window" if isinstance(sampler, Patches) else "lncc_window"
             what = "patches" if isinstance(sampler, Patches) else f"lattice {shape} that the stride leaves"
             raise InputError(
-                f"{name} {window} is larger than the {what} of the grid {pair.grid}, or that has fewer than 2 points "
+                f"{name} {window} is larger than the {what} of the grid {grid}, or that has fewer than 2 points "
                 f"on an axis; lower {name} or the stride"
             )
     return stages
 
 
 def make_sampler(
-    name: str, pair: Pair | Slab, options: Options, generator: torch.Generator, scale: int
+    name: str,
+    grid: tuple[int, ...],
+    options: Options,
+    generator: torch.Generator,
+    device: torch.device,
+    scale: int,
 ) -> Sampler:
-    """The sampler of a name in SAMPLERS, on the pair shrunk ``scale`` times."""
-    where = (generator, pair.device, scale)
+    """The sampler of a name in SAMPLERS, on the grid shrunk ``scale`` times."""
+    where = (generator, device, scale)
     if name == "patches":
-        return Patches(pair.grid, options.patches, options.patch_side, *where)
+        return Patches(grid, options.patches, options.patch_side, *where)
     if name == "random":
-        return RandomPoints(pair.grid, options.max_points, *where)
+        return RandomPoints(grid, options.max_points, *where)
     if name == "whole":
-        return Downsize(pair.grid, 1, *where, jitter="none")
-    stride = options.stride or smallest_stride(shrunken_grid(pair.grid, scale), options.max_points)
-    return Downsize(pair.grid, stride, *where, jitter=JITTERS[name])
+        return Downsize(grid, 1, *where, jitter="none")
+    stride = options.stride or smallest_stride(shrunken_grid(grid, scale), options.max_points)
+    return Downsize(grid, stride, *where, jitter=JITTERS[name])
 
 
-def make_step(
-    field: nn.Module, pair: Pair | Stage, samplers: list[tuple[Sampler, int]], options: Options
-) -> Step:
+def make_step(field: nn.Module, pair: Shown, samplers: list[tuple[Sampler, int]], options: Options) -> Step:
     """One iteration: the losses at one draw of every sampler, averaged."""
     scale = torch.tensor(float(samplers[0][0].scale), device=pair.device)
 
@@ -284,13 +284,10 @@ def make_step(
 
 
 def sampled_loss(
-    field: Any, pair: Pair | Stage, sampler: Sampler, window: int, options: Options
+    field: Any, pair: Shown, sampler: Sampler, window: int, options: Options
 ) -> tuple[Tensor, Tensor]:
     """Similarity and weighted regulariser of a field at the points that a sampler draws."""
-    sample = sampler.draw()
-    if isinstance(pair, Stage):  # of which this rank has a part
-        assert isinstance(sample, Lattice)
-        return pair.losses(field, sample, window, options)
+    sample, mean = pair.part(sampler.draw())
     weights = {
         "folding": options.jacobian_weight,
         "threshold": options.jacobian_threshold,
@@ -302,27 +299,27 @@ def sampled_loss(
             displacement = field.squared(sample.displacement(field.velocity(x)), options.squarings)
         else:
             displacement = sample.displacement(field(x))
-        regulariser = lattice_regularity(displacement, **weights)
+        regulariser = lattice_regularity(displacement, **weights, mean=mean)
     else:  # without neighbours a derivative comes from the field itself
         values, jacobian = field.jet(x)
         displacement = sample.displacement(values)
         regulariser = analytic_regularity(jacobian, pair.grid, **weights)
     similarity = sampled_similarity(
-        pair,
-        sample,
+        *pair.held(sample, displacement),
         displacement,
         options.similarity,
         window=window,
         padding=options.padding,
         zero_rule=options.zero_rule,
         dropout=options.dropout,
+        mean=mean,
     )
     return similarity, regulariser
 
 
 @torch.no_grad()
 def dense_displacement(
-    field: Any, grid: tuple[int, ...], progress: Progress | None = None, box: Box | None = None
+    field: Any, grid: tuple[int, ...], progress: Progress | None = None, box: boxes.Box | None = None
 ) -> Tensor:
     """The map at every voxel of the grid, or of a box of it: (ndim, *box) displacement in voxels, slab by slab.
 
@@ -333,12 +330,12 @@ def dense_displacement(
     device = next(field.parameters()).device
     if squared and box is not None:
         raise ValueError("a squared field is made of its velocity on the whole grid: it has no box alone")
-    box = box or whole_box(grid)
+    box = box or boxes.whole(grid)
     axes = [
         axis_coordinates(torch.arange(*ends, device=device, dtype=torch.float64), n).float()
         for ends, n in zip(box, grid, strict=True)
     ]
-    shape = shape_of(box)
+    shape = boxes.shape_of(box)
     half = torch.tensor([(n - 1) / 2 for n in grid], device=device)
     result = torch.empty(len(shape), *shape, device=device)
     planes = max(1, SLAB_POINTS // max(1, math.prod(shape[1:])))

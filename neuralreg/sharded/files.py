@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from neuralreg.boxes import Box, common, shape_of, slices, whole, with_rows, within
 from neuralreg.images import Geometry
-from neuralreg.sharded.boxes import Box, common, shape_of, slices, whole, with_rows, within
 from neuralreg.sharded.ranks import Together
 from neuralreg.writing import nifti_image
 

@@ -10,10 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from neuralreg.affines import invert_affine
+from neuralreg.boxes import Box, hull, image_of, readable, whole, with_rows, within
 from neuralreg.images import Geometry
 from neuralreg.inversion import inverse_errors
 from neuralreg.methods.nir import dense_displacement
-from neuralreg.sharded.boxes import Box, hull, image_of, readable, whole, with_rows, within
 from neuralreg.sharded.order import order_statistics
 from neuralreg.sharded.ranks import Together
 from neuralreg.sharded.volume import cut

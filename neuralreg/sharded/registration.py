@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from neuralreg.boxes import Box, common, readable, slices, whole, with_rows, within
 from neuralreg.errors import InputError
 from neuralreg.fit import Progress
 from neuralreg.formats.grids import is_sheared
@@ -28,7 +29,6 @@ from neuralreg.options import resolve
 from neuralreg.outputs import write_json
 from neuralreg.registration import DEFAULT_PRESET, describe, environment, voxel_affine
 from neuralreg.saved_field import save_field
-from neuralreg.sharded.boxes import Box, common, readable, slices, whole, with_rows, within
 from neuralreg.sharded.files import write_parts
 from neuralreg.sharded.inverse import InversePart, invert, reach, transform_in
 from neuralreg.sharded.ranks import Together
@@ -203,7 +203,7 @@ def register(
                 lattices,
                 millimetres / np.array(grid.spacing),
             )
-        field, history = nir.fit(slab, chosen, seed=seed, progress=progress)  # type: ignore[arg-type]
+        field, history = nir.fit(slab, chosen, seed=seed, progress=progress)
         readings, rows = slab.readings, slab.fixed_box[axis]
         del slab
         box = with_rows(whole(grid.shape), axis, _ends(ranks.mine(grid.shape[axis])))
@@ -280,9 +280,9 @@ def outline(
     if options.similarity in WINDOWED:
         ends = options.zero_rule or options.padding == "valid"
         halo = max(1, options.lncc_window - 1 if ends else options.lncc_window // 2)
-    stages = nir.make_stages(_Outline(grid), options, torch.Generator())  # type: ignore[arg-type]
+    stages = nir.make_stages(grid, options, torch.Generator(), torch.device("cpu"))
     lattices = []
-    for _, ((sampler, _),) in stages:
+    for ((sampler, _),) in stages:
         assert isinstance(sampler, nir.Downsize)
         lattices.append((sampler.shape, sampler.stride, sampler.scale))
         rows = sampler.shape[axis]
@@ -293,17 +293,6 @@ def outline(
                 f"{max(1, rows // halo)}"
             )
     return lattices, halo
-
-
-@dataclass(frozen=True)
-class _Outline:
-    """As much of a pair as the stages ask for."""
-
-    grid: tuple[int, ...]
-    device = torch.device("cpu")
-
-    def shrink(self, scale: int) -> _Outline:
-        return self
 
 
 def evaluate(

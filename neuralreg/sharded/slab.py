@@ -7,18 +7,17 @@ all ranks divided by a count over all ranks, so that the loss is that of one pro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from neuralreg import kernels
-from neuralreg.objective import sampled_similarity
+from neuralreg.boxes import Box, aligned, contains, image_of, origin_of, readable
+from neuralreg.losses import Mean
 from neuralreg.pair import Pair
-from neuralreg.samplers import Lattice
-from neuralreg.sharded.boxes import Box, aligned, contains, image_of, origin_of, readable
+from neuralreg.samplers import Lattice, Sample
 from neuralreg.sharded.ranks import Together
 from neuralreg.sharded.volume import Volume
 
@@ -65,23 +64,9 @@ class Rows:
         total, count = self.ranks.total(torch.stack(sums))
         return (total / count.detach().clamp(min=1)).to(values.dtype)
 
-    def regularity(
-        self, displacement: Tensor, *, folding: float, threshold: float, diffusion: float
-    ) -> Tensor:
-        """:func:`neuralreg.objective.lattice_regularity` of the whole lattice."""
-        total = displacement.new_zeros(())
-        if folding:
-            determinant = kernels.jacobian_determinant(displacement)[:, None]
-            total = total + folding * self.mean((threshold - determinant).relu())
-        if diffusion:
-            axes = range(2, displacement.ndim)
-            means = [self.mean(displacement.diff(dim=axis).square()) for axis in axes]
-            total = total + diffusion * torch.stack(means).mean()
-        return total
-
 
 class Slab:
-    """What a fit sees of a pair of which this rank holds a part.
+    """A pair of which this rank holds a part: the :class:`neuralreg.pair.Images` of a fit.
 
     Args:
         ranks: the processes that share the pair.
@@ -124,9 +109,13 @@ class Slab:
         first, stop = max(0, own.start - self.halo), min(count, own.stop + self.halo)
         return Rows(self.ranks, self.axis, count, first, stop, (own.start, own.stop))
 
-    def shrink(self, scale: int) -> Stage:
-        """The slab with every ``scale`` voxels of an axis averaged into one, as :meth:`neuralreg.pair.Pair.shrink`."""
-        return Stage(self, scale)
+    def shrink(self, factor: int) -> Stage:
+        """The slab with every ``factor`` voxels of an axis averaged into one, as :meth:`neuralreg.pair.Pair.shrink`."""
+        return Stage(self, factor)
+
+    def gather(self, parameters: Sequence[Tensor]) -> None:
+        """Sums the gradients over the ranks."""
+        self.ranks.sum_gradients(parameters)
 
     def hold(self, low: np.ndarray, high: np.ndarray) -> None:
         """Makes sure that what fixed voxels from ``low`` to ``high`` (ndim,) read, moved as they are, is held."""
@@ -195,7 +184,7 @@ class Slab:
 
 
 class Stage:
-    """A slab at one scale."""
+    """A slab at one scale: what is :class:`neuralreg.pair.Shown` to a fit."""
 
     def __init__(self, slab: Slab, scale: int) -> None:
         self.slab, self.scale = slab, scale
@@ -209,7 +198,19 @@ class Stage:
             self._pair = self.slab.readings, self.slab.pair().shrink(self.scale)
         return self._pair[1]
 
-    def hold(self, lattice: Lattice, displacement: Tensor) -> None:
+    def part(self, sample: Sample) -> tuple[Sample, Mean]:
+        """This rank's rows of a lattice."""
+        assert isinstance(sample, Lattice)
+        rows = self.slab.rows(sample.shape)
+        return rows.of_lattice(sample), rows.mean
+
+    def held(self, sample: Sample, displacement: Tensor) -> tuple[Pair, Sample]:
+        """The parts of the images, which are read anew where the displacement leads out of them."""
+        assert isinstance(sample, Lattice)
+        self._hold(sample, displacement)
+        return self.pair(), self._local(sample)
+
+    def _hold(self, lattice: Lattice, displacement: Tensor) -> None:
         """Makes sure that the part of the moving image is held that a lattice reads, moved by (1, ndim, *shape).
 
         The bounds of the displacement go to the host, which on a GPU waits for it.
@@ -222,33 +223,8 @@ class Stage:
         last = first + step * (np.array(lattice.shape) - 1)
         self.slab.hold(first + step * both[0], last + step * both[1])
 
-    def local(self, lattice: Lattice) -> Lattice:
+    def _local(self, lattice: Lattice) -> Lattice:
         """A lattice in the voxels of the part of the fixed image that is held."""
         factor = np.minimum(self.scale, self.grid)
         origin = torch.tensor(np.array(origin_of(self.slab.fixed_box)) // factor).to(lattice.offset)
         return replace(lattice, offset=lattice.offset - origin)
-
-    def losses(self, field: Any, lattice: Lattice, window: int, options: Any) -> tuple[Tensor, Tensor]:
-        """NIR's similarity and regulariser of the whole lattice, as :func:`neuralreg.methods.nir.sampled_loss`."""
-        rows = self.slab.rows(lattice.shape)
-        part = rows.of_lattice(lattice)
-        displacement = part.displacement(field(part.coordinates()))
-        self.hold(part, displacement)
-        similarity = sampled_similarity(
-            self.pair(),
-            self.local(part),
-            displacement,
-            options.similarity,
-            window=window,
-            padding=options.padding,
-            zero_rule=options.zero_rule,
-            dropout=options.dropout,
-            mean=rows.mean,
-        )
-        regulariser = rows.regularity(
-            displacement,
-            folding=options.jacobian_weight,
-            threshold=options.jacobian_threshold,
-            diffusion=options.diffusion_weight,
-        )
-        return similarity, regulariser

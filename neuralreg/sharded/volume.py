@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neuralreg.boxes import Box, origin_of, shape_of, slices, whole, with_rows
 from neuralreg.errors import InputError
 from neuralreg.images import Geometry, Image, check_same_grid, read_geometry, scale_intensity
 from neuralreg.intensity import check_quantiles
 from neuralreg.reading import open_nibabel, part_of
-from neuralreg.sharded.boxes import Box, origin_of, shape_of, slices, whole, with_rows
 from neuralreg.sharded.order import order_statistics
 from neuralreg.sharded.ranks import Together
 

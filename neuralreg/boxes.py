@@ -1,4 +1,4 @@
-"""Boxes of voxels: which part of an image a rank reads."""
+"""Boxes of voxels: parts of a grid, and which of them is read."""
 
 from __future__ import annotations
 
