@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neuralreg.affines import voxel_affine
 from neuralreg.errors import InputError
 from neuralreg.images import Image, lps_flip, read_image, read_labels, read_mask, scale_intensity
 from neuralreg.landmarks import read_landmarks
 from neuralreg.pair import Pair
-from neuralreg.registration import voxel_affine
 
 CT_WINDOW = (-1000.0, 400.0)  # Hounsfield units from air to bone: lung and soft tissue
 
@@ -63,7 +63,7 @@ def prepare(
     """What a fit is given, as `neuralreg.register` prepares it, and both images as read."""
     images = read_image(fixed, role="fixed image"), read_image(moving, role="moving image")
     matrix = np.eye(images[0].ndim + 1) if initial is None else initial
-    affine = torch.from_numpy(voxel_affine(*images, matrix)).float()
+    affine = torch.from_numpy(voxel_affine(images[0].geometry, images[1].geometry, matrix)).float()
     scaled = [scale_intensity(image, window=window)[0][None, None] for image in images]
     return Pair(scaled[0], scaled[1], affine), *images
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from neuralreg.errors import InputError
-from neuralreg.images import Image, lps_flip
+from neuralreg.images import Geometry, Image, lps_flip
 from neuralreg.writing import brief
 
 ITK_HEADER = "#Insight Transform File"
@@ -25,6 +25,11 @@ def invert_affine(matrix: np.ndarray) -> np.ndarray:
     inverse = np.linalg.inv(matrix)
     inverse[-1] = np.eye(len(matrix))[-1]
     return inverse
+
+
+def voxel_affine(fixed: Geometry, moving: Geometry, matrix: np.ndarray) -> np.ndarray:
+    """(ndim, ndim + 1): fixed voxel to moving voxel through a world affine (ndim + 1, ndim + 1)."""
+    return (np.linalg.inv(moving.affine) @ matrix @ fixed.affine)[:-1]
 
 
 def read_affine(path: str | os.PathLike[str], role: str = "initial transform") -> np.ndarray:

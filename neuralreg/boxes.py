@@ -12,6 +12,17 @@ def whole(grid: tuple[int, ...]) -> Box:
     return tuple((0, n) for n in grid)
 
 
+def ends_of(box: Box) -> tuple[np.ndarray, np.ndarray]:
+    """The first and the last voxel (ndim,)."""
+    both = np.array(box, dtype=np.float64)
+    return both[:, 0], both[:, 1] - 1
+
+
+def longest_axis(grid: tuple[int, ...]) -> int:
+    """The axis with the most voxels; the last of several."""
+    return max(range(len(grid)), key=lambda axis: (grid[axis], axis))
+
+
 def with_rows(box: Box, axis: int, rows: tuple[int, int]) -> Box:
     """The box with other rows along an axis."""
     return (*box[:axis], rows, *box[axis + 1 :])

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from neuralreg.errors import InputError
 from neuralreg.images import (
@@ -117,10 +118,7 @@ def ssim(fixed: Any, warped: Any) -> float:
 
 def smoothness(transform: Transform, mask: Source | None = None) -> dict[str, Any]:
     """Folds, SDlogJ (plain and Learn2Reg's) and NDV of a transform, everywhere or in a mask of its grid."""
-    chosen = None
-    if mask is not None:
-        chosen = read_mask(mask, role="mask", like=transform.fixed, like_name="the transform").data
-    u = transform.displacement
+    chosen, u = _chosen(mask, transform), transform.displacement
     return {
         **regularity(u, chosen),
         "sdlogj_learn2reg": sdlogj_learn2reg(u, chosen),
@@ -132,11 +130,15 @@ def consistency(transform: Transform, inverse: Transform, mask: Source | None = 
     """How far a point comes back from itself: inverse_consistency_mm, the mean, and inverse_consistency, all of it."""
     if inverse.ndim != transform.ndim:
         raise InputError(f"the inverse is {inverse.ndim}-D, the transform is {transform.ndim}-D")
-    chosen = None
-    if mask is not None:
-        chosen = read_mask(mask, role="mask", like=transform.fixed, like_name="the transform").data
-    found = inverse_consistency(transform, inverse, chosen)
+    found = inverse_consistency(transform, inverse, _chosen(mask, transform))
     return {"inverse_consistency_mm": found["mean_mm"], "inverse_consistency": found}
+
+
+def _chosen(mask: Source | None, transform: Transform) -> Tensor | None:
+    """The voxels of a transform's grid that a mask chooses; None: all."""
+    if mask is None:
+        return None
+    return read_mask(mask, role="mask", like=transform.fixed, like_name="the transform").data
 
 
 def distances(

@@ -13,11 +13,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from neuralreg.images import Image
     from neuralreg.registration import Registration
-    from neuralreg.sharded.registration import Part
     from neuralreg.transforms import Transform
 
 
-class Result(Protocol):
+class Numbers(Protocol):
+    """The numbers of a registration."""
+
+    @property
+    def history(self) -> list[dict[str, Any]]: ...
+    @property
+    def summary(self) -> dict[str, Any]: ...
+
+
+class Result(Numbers, Protocol):
     """What pictures and words about a registration need of it: a `Registration`, or one put together from files."""
 
     @property
@@ -28,10 +36,6 @@ class Result(Protocol):
     def moving(self) -> Image: ...
     @property
     def warped(self) -> Image: ...
-    @property
-    def history(self) -> list[dict[str, Any]]: ...
-    @property
-    def summary(self) -> dict[str, Any]: ...
 
 
 def write_together(files: Mapping[Path, Callable[[Path], None]]) -> None:
@@ -108,7 +112,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def summary_rows(registration: Result | Part) -> list[tuple[str, str]]:
+def summary_rows(registration: Numbers) -> list[tuple[str, str]]:
     """The few numbers that tell whether a registration went well, as (name, value) for people."""
     summary, history = registration.summary, registration.history
     rows = []

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from neuralreg.affines import voxel_affine
 from neuralreg.composition import behind, read_prior, seen_through
 from neuralreg.device import pick_device
 from neuralreg.errors import InputError
@@ -186,7 +187,7 @@ def register(
         masks, scaled = list(inputs.masks), [image.data for image in inputs.scaled]
         scaling = inputs.scaling
         del inputs
-        affine = voxel_affine(fixed_image, moving_image, initial)
+        affine = voxel_affine(fixed_image.geometry, moving_image.geometry, initial)
         moving_grid = moving_image.geometry
         if earlier is not None:  # from here on the moving image is the one that the prior shows
             place = moving_image.affine, fixed_image.geometry
@@ -308,11 +309,6 @@ def choose(
     if found != method:
         raise InputError(f"the weights {os.fspath(weights)} are of method {found}, not of {method}")
     return resolve({"weights": trainee.options}, "weights", options, method), trainee
-
-
-def voxel_affine(fixed: Image, moving: Image, initial: np.ndarray) -> np.ndarray:
-    """(ndim, ndim + 1): fixed voxel to moving voxel through the initial affine."""
-    return (np.linalg.inv(moving.affine) @ initial @ fixed.affine)[: fixed.ndim]
 
 
 def describe(source: Any, image: Image) -> dict[str, Any]:

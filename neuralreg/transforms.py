@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuralreg.affines import center_alignment, invert_affine, read_affine
+from neuralreg.affines import center_alignment, invert_affine, read_affine, voxel_affine
 from neuralreg.images import Geometry
 from neuralreg.inversion import fixed_point, half, inverse_consistency
 from neuralreg.maps import INTERPOLATIONS, Affine, Chain, GridMap, SpatialMap, compose
@@ -70,7 +70,7 @@ class Transform(GridMap):
         moving = moving or self.moving
         if moving is None:
             raise ValueError("this transform does not know the moving grid: give it")
-        return (np.linalg.inv(moving.affine) @ self.initial @ self.fixed.affine)[:-1]
+        return voxel_affine(self.fixed, moving, self.initial)
 
     def to_physical(self) -> Tensor:
         """(ndim, *sp) float32: moving point minus fixed point at every fixed voxel, LPS millimetres."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from neuralreg.affines import invert_affine
-from neuralreg.boxes import Box, hull, image_of, readable, whole, with_rows, within
+from neuralreg.affines import invert_affine, voxel_affine
+from neuralreg.boxes import Box, ends_of, hull, image_of, longest_axis, readable, whole, within
 from neuralreg.images import Geometry
 from neuralreg.inversion import inverse_errors
 from neuralreg.methods.nir import dense_displacement
@@ -38,13 +38,11 @@ def invert(
     """
     moving = transform.moving
     assert moving is not None
-    axis = max(range(moving.ndim), key=lambda k: (moving.shape[k], k))
-    rows = ranks.mine(moving.shape[axis])
-    own = with_rows(whole(moving.shape), axis, (rows.start, rows.stop))
+    own = ranks.own_box(moving.shape, longest_axis(moving.shape))
     solved = hull(own, readable(*reach(transform, moving), moving.shape))
     # A moving point j comes from i with i + u(i) = A^-1 j: nowhere farther from A^-1 j than any displacement is long.
     everyones = np.stack(ranks.everyones(bounds(transform.displacement)))
-    forward = np.vstack([voxel_affine(transform, grid, moving), np.eye(grid.ndim + 1)[-1]])
+    forward = np.vstack([voxel_affine(grid, moving, transform.initial), np.eye(grid.ndim + 1)[-1]])
     low, high = image_of(invert_affine(forward)[:-1], *ends_of(solved))
     asked = readable(low - everyones[:, 1].max(0), high - everyones[:, 0].min(0), grid.shape)
     displacement = dense_displacement(field, grid.shape, box=asked).cpu()
@@ -83,21 +81,10 @@ def reach(transform: Transform, moving: Geometry) -> tuple[np.ndarray, np.ndarra
     """Bounds (ndim,) of the moving voxels that a transform leads to from its grid."""
     least, most = bounds(transform.displacement)
     low, high = ends_of(whole(transform.fixed.shape))
-    return image_of(voxel_affine(transform, transform.fixed, moving), low + least, high + most)
-
-
-def voxel_affine(transform: Transform, grid: Geometry, moving: Geometry) -> np.ndarray:
-    """(ndim, ndim + 1): voxel of ``grid`` to moving voxel, without the displacement."""
-    return (np.linalg.inv(moving.affine) @ transform.initial @ grid.affine)[:-1]
+    return image_of(transform.voxel_affine(moving), low + least, high + most)
 
 
 def bounds(displacement: Tensor) -> np.ndarray:
     """The smallest and the largest value (2, ndim) of every channel."""
     flat = displacement.flatten(1)
     return np.stack([flat.amin(1).double().numpy(), flat.amax(1).double().numpy()])
-
-
-def ends_of(box: Box) -> tuple[np.ndarray, np.ndarray]:
-    """The first and the last voxel (ndim,)."""
-    both = np.array(box, dtype=np.float64)
-    return both[:, 0], both[:, 1] - 1

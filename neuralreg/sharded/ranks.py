@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from neuralreg.boxes import Box, whole, with_rows
 from neuralreg.distributed import Ranks, ranks
 from neuralreg.errors import NeuralregError
 
@@ -30,6 +31,11 @@ class _Total(torch.autograd.Function):
 
 class Together(Ranks):
     """This process among those that register one pair."""
+
+    def own_box(self, grid: tuple[int, ...], axis: int) -> Box:
+        """This rank's share of a grid's rows along an axis."""
+        rows = self.mine(grid[axis])
+        return with_rows(whole(grid), axis, (rows.start, rows.stop))
 
     def total(self, value: Tensor) -> Tensor:
         """The sum over all ranks, the same number on every rank.

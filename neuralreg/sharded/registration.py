@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from neuralreg.boxes import Box, common, readable, slices, whole, with_rows, within
+from neuralreg.affines import voxel_affine
+from neuralreg.boxes import Box, common, longest_axis, readable, slices, whole, with_rows, within
 from neuralreg.errors import InputError
 from neuralreg.fit import Progress
 from neuralreg.formats.grids import is_sheared
@@ -27,7 +28,7 @@ from neuralreg.methods.nir_options import WHOLE_LATTICES, Options
 from neuralreg.metrics import determinant_sums, determinants, regularity_of
 from neuralreg.options import resolve
 from neuralreg.outputs import write_json
-from neuralreg.registration import DEFAULT_PRESET, describe, environment, voxel_affine
+from neuralreg.registration import DEFAULT_PRESET, describe, environment
 from neuralreg.saved_field import save_field
 from neuralreg.sharded.files import write_parts
 from neuralreg.sharded.inverse import InversePart, invert, reach, transform_in
@@ -182,7 +183,7 @@ def register(
         )
     initial, initial_name = given or (np.eye(grid.ndim + 1), "identity")
     check_initial(initial, initial_name, grid.ndim)
-    axis = max(range(grid.ndim), key=lambda k: (grid.shape[k], k))
+    axis = longest_axis(grid.shape)
     lattices, halo = outline(chosen, grid.shape, axis, ranks.world)
     before = torch.are_deterministic_algorithms_enabled()
     try:
@@ -197,7 +198,7 @@ def register(
                 ranks,
                 *volumes,
                 masks,
-                voxel_affine(images[0], images[1], initial),
+                voxel_affine(grid, volumes[1].geometry, initial),
                 axis,
                 halo,
                 lattices,
@@ -206,7 +207,7 @@ def register(
         field, history = nir.fit(slab, chosen, seed=seed, progress=progress)
         readings, rows = slab.readings, slab.fixed_box[axis]
         del slab
-        box = with_rows(whole(grid.shape), axis, _ends(ranks.mine(grid.shape[axis])))
+        box = ranks.own_box(grid.shape, axis)
         displacement, quality = evaluate(ranks, field, grid, box, axis, masks[0], progress)
     finally:
         torch.use_deterministic_algorithms(before)
@@ -337,7 +338,3 @@ def _of_every_rank(ranks: Together, mine: dict[str, Any]) -> dict[str, Any]:
         "cpu_seconds": sum(one["cpu_seconds"] for one in everyones),
         "peak_memory_mb": max(one["peak_memory_mb"] for one in everyones),
     }
-
-
-def _ends(rows: range) -> tuple[int, int]:
-    return rows.start, rows.stop

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuralreg.boxes import Box, aligned, contains, image_of, origin_of, readable
+from neuralreg.boxes import Box, aligned, contains, ends_of, image_of, origin_of, readable
 from neuralreg.losses import Mean
 from neuralreg.pair import Pair
 from neuralreg.samplers import Lattice, Sample
@@ -120,7 +120,7 @@ class Slab:
     def hold(self, low: np.ndarray, high: np.ndarray) -> None:
         """Makes sure that what fixed voxels from ``low`` to ``high`` (ndim,) read, moved as they are, is held."""
         if not contains(self.moving_box, self._reached(low, high)):
-            first, last = self._fixed_bounds()
+            first, last = ends_of(self.fixed_box)
             moved = np.maximum(np.maximum(first - low, high - last), 0)
             self.margin = np.maximum(2 * self.margin, 1.25 * moved)
             self._read_moving(np.minimum(low - first, -self.margin), np.maximum(high - last, self.margin))
@@ -147,21 +147,13 @@ class Slab:
         box[self.axis] = (first, last)
         return aligned(tuple(box), self.grid, self.block)
 
-    def _fixed_bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        box = np.array(self.fixed_box, dtype=np.float64)
-        return box[:, 0], box[:, 1] - 1
-
     def _reached(self, low: np.ndarray, high: np.ndarray) -> Box:
         """The moving voxels that fixed positions read, at any scale."""
         moved = image_of(self.affine, low, high)
-        room = (
-            1.5 * self.largest_scale
-        )  # the two voxels of a shrunken image beside a position end within that
-        return aligned(
-            readable(moved[0] - room, moved[1] + room, self.moving.geometry.shape),
-            self.moving.geometry.shape,
-            self.block,
-        )
+        # The two voxels of a shrunken image beside a position end within that.
+        room = 1.5 * self.largest_scale
+        shape = self.moving.geometry.shape
+        return aligned(readable(moved[0] - room, moved[1] + room, shape), shape, self.block)
 
     def _read_fixed(self) -> None:
         mask = self.masks[0]
@@ -174,7 +166,7 @@ class Slab:
 
     def _read_moving(self, least: np.ndarray, most: np.ndarray) -> None:
         """Reads what the slab's voxels reach with displacements from ``least`` to ``most`` (ndim,)."""
-        low, high = self._fixed_bounds()
+        low, high = ends_of(self.fixed_box)
         self._parts[1] = self._parts[3] = None  # the old part goes before the new one comes
         self.readings += 1
         self.moving_box = self._reached(low + least, high + most)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuralreg.boxes import Box, origin_of, shape_of, slices, whole, with_rows
+from neuralreg.boxes import Box, origin_of, shape_of, slices, whole
 from neuralreg.errors import InputError
 from neuralreg.images import Geometry, Image, check_same_grid, read_geometry, scale_intensity
 from neuralreg.intensity import check_quantiles
@@ -94,9 +94,7 @@ def find_range(
     Raises:
         NeuralregError: voxels that are not finite, a constant image, an empty mask; the same line on all ranks.
     """
-    axis = volume.geometry.ndim - 1
-    rows = ranks.mine(volume.geometry.shape[axis])
-    box = with_rows(whole(volume.geometry.shape), axis, (rows.start, rows.stop))
+    box = ranks.own_box(volume.geometry.shape, volume.geometry.ndim - 1)
     with ranks.agreed():
         values = volume.read(box).reshape(-1)
         chosen = None if mask is None else mask.read(box).reshape(-1) != 0
