@@ -25,7 +25,7 @@ IMPORTED_ONCE = (
     "neuralreg.cli.train",
     "neuralreg.methods.nephi",
     "neuralreg.methods.ofg",
-    "neuralreg.sharded.command",
+    "neuralreg.cli.together",
     "neuralreg.sharded.registration",
     "neuralreg.training.augment",
     "neuralreg.training.layouts",

@@ -34,10 +34,10 @@ FAULTS = ("nothing", "spoilt", "alone", "killed")
 
 def failing(fault: str, *words: str) -> None:
     """A rank's command; in the 3rd iteration rank 1 fails alone, or is killed, where that is asked."""
-    from neuralreg.sharded import command as module
+    from neuralreg.cli import together
     from neuralreg.sharded.ranks import Together
 
-    module.WORD_SECONDS = 3.0
+    together.WORD_SECONDS = 3.0
     right, calls = Together.sum_gradients, []
 
     def spoiled(*arguments: Any) -> None:

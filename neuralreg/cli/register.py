@@ -164,7 +164,7 @@ def command(
     }
     with progress_bar(quiet) as progress:
         if together:
-            from neuralreg.sharded.command import register_together
+            from neuralreg.cli.together import register_together
 
             paths = {output.flag: output.path for output in outputs}
             registration = register_together(fixed, moving, paths, settings | {"margin": margin}, progress)
