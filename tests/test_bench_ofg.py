@@ -16,8 +16,8 @@ from neuralreg.bench import ofg_cost, ofg_runs
 from neuralreg.errors import InputError
 from neuralreg.kernels import refine
 from neuralreg.training.trainee import load_trainee
+from tests.bench_pairs import small_pair
 from tests.small import blobs
-from tests.test_bench_registration import small_pair
 
 SMALL = [
     word

@@ -20,8 +20,8 @@ from neuralreg.bench.tools import Settings as ToolSettings
 from neuralreg.bench.tools import Task, Tool, parse_tools
 from neuralreg.errors import InputError
 from neuralreg.pair import Pair
+from tests.bench_pairs import shift_transform, small_pair
 from tests.small import SHAPE, call
-from tests.test_bench_registration import shift_transform, small_pair
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from neuralreg.bench import curves, study
 from neuralreg.bench.curves import Job
 from neuralreg.bench.process import Cost
 from neuralreg.errors import InputError
-from tests.test_bench_registration import small_pair
+from tests.bench_pairs import small_pair
 
 SMALL = ["hidden=8,8", "frequencies=8", "levels=2", "base=3", "finest=6", "stride=2", "lncc_window=3"]
 PATCHES = ["patch_side=7", "patch_window=5"]

@@ -15,7 +15,7 @@ from neuralreg.methods import ncf
 from neuralreg.methods.ncf import PRESETS, dense_displacement, fit, learn_identity, make_field, make_stages
 from neuralreg.options import resolve
 from neuralreg.pair import Pair
-from tests.test_nir import inner, shifted
+from tests.shifts import inner, shifted
 
 SMALL = replace(
     PRESETS["fast"], hidden=(32, 32), channels=8, omega=10.0, lattice_step=2, iterations=60, lr=2e-3

@@ -21,8 +21,8 @@ pytest.importorskip("matplotlib")
 from neuralreg.errors import InputError
 from neuralreg.planes import planes_of
 from neuralreg.report import checkerboard, flat, grid_path, registration_report
+from tests.pictured import registration
 from tests.small import FAST, blobs, call, pair_folder, save
-from tests.test_figure import registration
 
 
 class Page(HTMLParser):

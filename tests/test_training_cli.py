@@ -18,7 +18,7 @@ from neuralreg.training import trainee as registry
 from neuralreg.training.log import read_log
 from tests.processes import Job, command, ranks, side_by_side
 from tests.small import blobs, call
-from tests.test_training_loop import FILES, curve, same_weights
+from tests.small_training import FILES, curve, same_weights
 from tests.tiny_method import Tiny
 
 METHODS = {  # each with what makes it small

@@ -18,12 +18,7 @@ from neuralreg.training.data import AllPairs, Batch, Pairs, Source, Subject, Sub
 from neuralreg.training.layouts import Collection, read_collection, read_subjects
 from neuralreg.training.split import split, with_atlas
 from tests.small import save
-
-SHAPE = (6, 5, 4)
-
-
-def volume(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
-    return np.random.default_rng(seed).uniform(0, 200, shape).astype(np.float32)
+from tests.small_training import SHAPE, pairs_of, volume
 
 
 def labels(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
@@ -43,11 +38,6 @@ def memory(
 
     subjects = Subjects([Source(f"s{k}", lambda k=k: subject(k), shape) for k in range(count)], keep)
     return Collection(subjects, range(count))
-
-
-def pairs_of(pairs: Pairs | None) -> set[tuple[str, str]]:
-    assert pairs is not None
-    return set(pairs.names())
 
 
 def test_npz(tmp_path: Path) -> None:

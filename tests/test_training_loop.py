@@ -25,10 +25,10 @@ from neuralreg.training.loop import Trained, train
 from neuralreg.training.trainee import load_trainee, save_trainee
 from neuralreg.training.validate import Score, validate
 from tests.small import blobs
+from tests.small_training import FILES, curve, same_weights
 from tests.tiny_method import Options, Tiny
 
 SHAPE = (10, 9, 8)
-FILES = {"best.pt", "last.pt", "checkpoint.pt", "config.json", "log.jsonl", "validation.jsonl"}
 
 
 @pytest.fixture(autouse=True)
@@ -55,16 +55,6 @@ def run(out: Path, options: Options | None = None, **more: Any) -> tuple[Tiny, T
     settings = {"steps": 12, "batch": 2, "threads": 1, "validate_every": Every(5), **more}
     held = settings.pop("held", Pairs(found, [(0, 3), (3, 1)]))
     return trainee, train(trainee, Pairs(found, [(0, 1), (1, 2), (2, 0)]), held, out, **settings)
-
-
-def curve(out: Path) -> list[dict[str, Any]]:
-    """The log without its times."""
-    return [{k: v for k, v in record.items() if "seconds" not in k} for record in read_log(out / "log.jsonl")]
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    first, second = (torch.load(path, weights_only=True)["state"] for path in (a, b))
-    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_learns_and_writes_all_its_files(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from neuralreg.training.layouts import read_collection
 from neuralreg.training.published import IXI_LABELS, LPBA_LABELS, OASIS_LABELS, load_arrays, pickles
 from neuralreg.training.split import split
 from tests.small import save
-from tests.test_training_data import SHAPE, pairs_of, volume
+from tests.small_training import SHAPE, pairs_of, volume
 
 
 def unit(seed: int) -> np.ndarray:
