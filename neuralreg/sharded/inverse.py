@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from neuralreg.affines import invert_affine, voxel_affine
-from neuralreg.boxes import Box, ends_of, hull, image_of, longest_axis, readable, whole, within
+from neuralreg.boxes import Box, ends_of, hull, image_of, longest_axis, readable, slices, whole, within
 from neuralreg.images import Geometry
 from neuralreg.inversion import inverse_errors
 from neuralreg.methods.nir import dense_displacement
@@ -42,8 +42,8 @@ def invert(
     solved = hull(own, readable(*reach(transform, moving), moving.shape))
     # A moving point j comes from i with i + u(i) = A^-1 j: nowhere farther from A^-1 j than any displacement is long.
     everyones = np.stack(ranks.everyones(bounds(transform.displacement)))
-    forward = np.vstack([voxel_affine(grid, moving, transform.initial), np.eye(grid.ndim + 1)[-1]])
-    low, high = image_of(invert_affine(forward)[:-1], *ends_of(solved))
+    back = voxel_affine(moving, grid, invert_affine(transform.initial))
+    low, high = image_of(back, *ends_of(solved))
     asked = readable(low - everyones[:, 1].max(0), high - everyones[:, 0].min(0), grid.shape)
     displacement = dense_displacement(field, grid.shape, box=asked).cpu()
     local = Transform(displacement, cut(grid, asked), moving, transform.initial)
@@ -72,9 +72,10 @@ def consistency_of(ranks: Together, errors: np.ndarray, asked: int) -> dict[str,
 
 def transform_in(transform: Transform, part: Box) -> Transform:
     """The transform on a part of its own grid."""
-    index = (slice(None), *(slice(*ends) for ends in part))
-    geometry = cut(transform.fixed, part)
-    return Transform(transform.displacement[index], geometry, transform.moving, transform.initial)
+    index = slice(None), *slices(part)
+    return Transform(
+        transform.displacement[index], cut(transform.fixed, part), transform.moving, transform.initial
+    )
 
 
 def reach(transform: Transform, moving: Geometry) -> tuple[np.ndarray, np.ndarray]:
