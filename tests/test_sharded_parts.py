@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import neuralreg
-from neuralreg.boxes import aligned, image_of, readable
 from neuralreg.errors import InputError
 from neuralreg.methods.nir_options import Options
 from neuralreg.sharded.order import order_statistics
@@ -19,10 +18,18 @@ from neuralreg.sharded.registration import check_straight, outline, register
 from neuralreg.sharded.volume import Volume, cut
 from neuralreg.transforms import Geometry
 from tests.geometry import GRIDS
+from tests.processes import python
 from tests.sharded_cases import arguments, make_pairs
 from tests.small import save
 
 ALONE = Together(torch.device("cpu"))
+
+
+def test_what_several_processes_need_loads_with_them_alone() -> None:
+    code = "import sys, neuralreg.registration, neuralreg.methods.nir; print([*sys.modules])"
+    done = python("-c", code)
+    assert "neuralreg.methods.nir" in done.stdout, done.stderr
+    assert "neuralreg.sharded" not in done.stdout
 
 
 def test_order_statistics_are_those_of_the_sorted_values() -> None:
@@ -31,18 +38,6 @@ def test_order_statistics_are_those_of_the_sorted_values() -> None:
     values = rng.permutation(np.round(values, 3)).astype(np.float32)
     places = [0, 1, 5, 1700, 1751, 1752, 2500, len(values) - 2, len(values) - 1]
     assert order_statistics(ALONE, values, places) == np.sort(values)[places].tolist()
-
-
-def test_boxes_grow_to_blocks_of_the_grid() -> None:
-    grid = (17, 9, 3)
-    assert aligned(((5, 11), (8, 9), (1, 2)), grid, 4) == ((4, 12), (4, 9), (0, 3))
-    assert aligned(((15, 17), (0, 9), (0, 3)), grid, 2) == ((14, 17), (0, 9), (0, 3))
-    assert aligned(((16, 17), (8, 9), (2, 3)), grid, 2) == ((14, 17), (6, 9), (0, 3))
-    affine = np.array([[0.0, -2.0, 1.0], [1.0, 0.0, 0.5]])
-    low, high = image_of(affine, np.array([1.0, 2.0]), np.array([3.0, 4.5]))
-    np.testing.assert_allclose([low, high], [[-8.0, 1.5], [-3.0, 3.5]])
-    assert readable(np.array([-3.0, 2.5]), np.array([-1.0, 9.0]), (5, 8)) == ((0, 1), (2, 8))
-    assert readable(np.array([7.0, 1.0]), np.array([9.0, 1.2]), (5, 8)) == ((4, 5), (1, 3))
 
 
 @pytest.mark.parametrize("name", ["v.nii.gz", "v.nii", "v.mgz"])
