@@ -43,6 +43,7 @@ def minimise(
     *,
     iterations: int,
     final_lr: float,
+    shares: Sequence[float] | None = None,
     stop: Stop | None = None,
     progress: Progress | None = None,
     name: str = "fit",
@@ -51,11 +52,11 @@ def minimise(
 ) -> list[dict[str, Any]]:
     """Minimises ``step()["loss"]`` of one stage after the other; returns the history, a dict of floats an iteration.
 
-    The stages share the iterations, or the time, evenly. ``parameters`` are groups as torch's optimisers take them,
-    each with its ``params`` and ``lr``. Learning rates fall linearly to ``final_lr`` times their start. Losses stay on
-    the device until the end, or until the progress is shown. ``watch`` is called with the number of every iteration
-    that is done, from 1. ``gather`` completes the gradients of the parameters that it gets, of which other processes
-    have parts.
+    The stages share the iterations, or the time, as ``shares`` says, evenly without it. ``parameters`` are groups as
+    torch's optimisers take them, each with its ``params`` and ``lr``. Learning rates fall linearly to ``final_lr``
+    times their start. Losses stay on the device until the end, or until the progress is shown. ``watch`` is called with
+    the number of every iteration that is done, from 1. ``gather`` completes the gradients of the parameters that it
+    gets, of which other processes have parts.
 
     Raises:
         NeuralregError: the loss became NaN or infinite.
@@ -66,6 +67,7 @@ def minimise(
     leaves = [p for group in optimiser.param_groups for p in group["params"]]
     records: list[dict[str, Tensor]] = []
     clock = time.perf_counter()
+    ends = torch.tensor(shares or [1.0] * len(stages), dtype=torch.float64).cumsum(0)
     skipped = 0.0  # share of the whole that stages left unused
 
     def spent() -> float:
@@ -75,8 +77,7 @@ def minimise(
             share = max(share, (time.perf_counter() - clock) / stop.seconds)
         return share + skipped
 
-    for number, step in enumerate(stages):
-        end = (number + 1) / len(stages)
+    for step, end in zip(stages, (ends / ends[-1]).tolist(), strict=True):
         plateau = Plateau(leaves, stop.patience)
         while True:
             share = spent()

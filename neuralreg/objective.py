@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -48,12 +50,14 @@ def lattice_regularity(
     folding: float,
     threshold: float = 0.0,
     diffusion: float = 0.0,
+    bending: float = 0.0,
     mean: Mean = mean_over,
 ) -> Tensor:
-    """``folding`` times mean relu(threshold - det) plus ``diffusion`` times the mean squared difference.
+    """``folding`` times mean relu(threshold - det), ``diffusion`` and ``bending`` times mean squared differences.
 
-    ``displacement`` (P, ndim, *shape) in lattice steps, derivatives by forward differences. A weight of 0 costs
-    nothing. ``mean`` takes the means.
+    First differences for ``diffusion`` (:func:`neuralreg.kernels.diffusion_loss`), second ones, which leave affine
+    maps free, for ``bending`` (:func:`neuralreg.kernels.bending_loss`). ``displacement`` (P, ndim, *shape) in lattice
+    steps. A weight of 0 costs nothing. ``mean`` takes the means.
     """
     total = displacement.new_zeros(())
     at_once = mean is mean_over  # the kernels take the mean themselves
@@ -68,6 +72,11 @@ def lattice_regularity(
         axes = range(2, displacement.ndim)
         means = [mean(displacement.diff(dim=axis).square()) for axis in axes]
         total = total + diffusion * torch.stack(means).mean()
+    if bending and at_once:
+        total = total + bending * kernels.bending_loss(displacement)
+    elif bending:
+        for first, second in itertools.product(range(2, displacement.ndim), repeat=2):
+            total = total + bending * mean(displacement.diff(dim=first).diff(dim=second).square())
     return total
 
 
@@ -78,13 +87,34 @@ def analytic_regularity(
     folding: float,
     threshold: float = 0.0,
     diffusion: float = 0.0,
+    bending: float = 0.0,
+    beyond: Tensor | None = None,
 ) -> Tensor:
-    """The same from Jacobians du/dx (N, ndim, ndim) in field coordinates, for points that need no neighbours."""
+    """The same from Jacobians du/dx (N, ndim, ndim) in field coordinates, for points that need no neighbours.
+
+    ``bending`` takes the Jacobians ``beyond``, those at :func:`one_step_beyond` of the points.
+    """
     total = jacobian.new_zeros(())
     if folding:  # a determinant does not depend on the coordinates' unit
         total = total + folding * kernels.jacobian_penalty(jacobian, threshold=threshold)
+    half = jacobian.new_tensor([max(n - 1, 1) / 2 for n in grid])
+    to_voxels = half[:, None] / half
     if diffusion:
-        half = jacobian.new_tensor([max(n - 1, 1) / 2 for n in grid])
-        in_voxels = jacobian * half[:, None] / half
-        total = total + diffusion * in_voxels.square().mean()
+        total = total + diffusion * (jacobian * to_voxels).square().mean()
+    if bending:
+        assert beyond is not None
+        second = ((beyond - jacobian) * to_voxels).square()
+        # One axis is drawn of those that there are; a component's entries are summed, components averaged
+        total = total + bending * sum(n > 1 for n in grid) * second.sum(-1).mean()
     return total
+
+
+def one_step_beyond(x: Tensor, grid: tuple[int, ...], scale: int = 1) -> Tensor:
+    """Field coordinates (N, ndim) moved by ``scale`` voxels along an axis drawn for each, toward the grid's middle."""
+    axes = torch.tensor([k for k, n in enumerate(grid) if n > 1], device=x.device)
+    if not len(axes):
+        return x
+    chosen = axes[torch.randint(len(axes), (len(x), 1), device=x.device)]
+    step = x.new_tensor([2 * scale / max(n - 1, 1) for n in grid])
+    moves = torch.where(x > 0, -step, step)
+    return x.scatter_add(1, chosen, moves.gather(1, chosen))

@@ -11,6 +11,7 @@ The ``fast`` presets go beyond the paper: they fit shrunken images first, so tha
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,7 +35,7 @@ from neuralreg.fit import Progress, Step, Stop, minimise
 from neuralreg.kernels.spec import FieldSpec, Fourier, HashGrid
 from neuralreg.losses import WINDOWED
 from neuralreg.methods.nir_options import PRESETS, Options
-from neuralreg.objective import analytic_regularity, lattice_regularity, sampled_similarity
+from neuralreg.objective import analytic_regularity, lattice_regularity, one_step_beyond, sampled_similarity
 from neuralreg.pair import Images, Shown
 from neuralreg.samplers import (
     Downsize,
@@ -167,16 +168,15 @@ def fit_field(
     whole: nn.Module = field if inner is None else Composed(inner, field)
     if options.nir_compat:
         whole = Stretched(whole, [n / (n - 1) if n > 1 else 1.0 for n in pair.grid]).to(pair.device)
-    steps = [
-        make_step(whole, pair.shrink(samplers[0][0].scale), samplers, options)
-        for samplers in make_stages(pair.grid, options, generator, pair.device)
-    ]
+    stages = make_stages(pair.grid, options, generator, pair.device)
+    steps = [make_step(whole, pair.shrink(samplers[0][0].scale), samplers, options) for samplers, _ in stages]
     table = [{"params": [field.table], "lr": options.table_lr}] if field.table is not None else []
     history = minimise(
         steps,
         [{"params": list(field.weights), "lr": options.lr}, *table],
         iterations=options.iterations,
         final_lr=options.final_lr,
+        shares=[share for _, share in stages],
         stop=stop,
         progress=progress,
         name=name,
@@ -213,15 +213,17 @@ def with_at_most(options: Options, grid: tuple[int, ...], most: int) -> Options:
 
 def make_stages(
     grid: tuple[int, ...], options: Options, generator: torch.Generator, device: torch.device
-) -> list[list[tuple[Sampler, int]]]:
-    """The samplers, each with its window, of every scale on which the windows still fit the shrunken ``grid``.
+) -> list[tuple[list[tuple[Sampler, int]], int]]:
+    """The stages: samplers, each with its window, of every scale on which the windows still fit the shrunken ``grid``,
+    and how often the scale is named in a row, which is its share of the iterations.
 
     Raises:
         InputError: the windows do not fit on the last scale.
     """
     stages = []
     windowed = options.similarity in WINDOWED
-    for index, scale in enumerate(options.scales):
+    runs = [(scale, len(list(run))) for scale, run in itertools.groupby(options.scales)]
+    for index, (scale, share) in enumerate(runs):
         samplers = [
             make_sampler(name, grid, options, generator, device, scale) for name in options.sampler.split("+")
         ]
@@ -234,9 +236,9 @@ def make_stages(
             if shape is not None and min(shape) < max(2, window if windowed else 1):
                 break
         else:
-            stages.append(list(zip(samplers, windows, strict=True)))
+            stages.append((list(zip(samplers, windows, strict=True)), share))
             continue
-        if index + 1 == len(options.scales):
+        if index + 1 == len(runs):
             name = "patch_window" if isinstance(sampler, Patches) else "lncc_window"
             what = "patches" if isinstance(sampler, Patches) else f"lattice {shape} that the stride leaves"
             raise InputError(
@@ -292,6 +294,7 @@ def sampled_loss(
         "folding": options.jacobian_weight,
         "threshold": options.jacobian_threshold,
         "diffusion": options.diffusion_weight,
+        "bending": options.bending_weight,
     }
     x = sample.coordinates()
     if sample.regular and options.jacobian == "lattice":
@@ -303,7 +306,10 @@ def sampled_loss(
     else:  # without neighbours a derivative comes from the field itself
         values, jacobian = field.jet(x)
         displacement = sample.displacement(values)
-        regulariser = analytic_regularity(jacobian, pair.grid, **weights)
+        beyond = None
+        if options.bending_weight:
+            _, beyond = field.jet(one_step_beyond(x, sampler.grid, sampler.scale))
+        regulariser = analytic_regularity(jacobian, pair.grid, **weights, beyond=beyond)
     similarity = sampled_similarity(
         *pair.held(sample, displacement),
         displacement,

@@ -20,8 +20,8 @@ class Options:
     # The field
     encoding: str = "grid"  # multi-resolution features; fourier: random ones; octaves: 2^0 .. 2^7; none
     activation: str = ""  # relu, sine, tanh, softplus, silu; "": relu behind a grid, sine otherwise
-    levels: int = 6
-    features: int = 4
+    levels: int = 3
+    features: int = 8
     base: int = 6
     finest: int = 36  # vertices an axis of the finest level; fewer where its cells would fall below min_cell
     min_cell: float = 4.0  # voxels along the longest axis; 0: any
@@ -33,7 +33,7 @@ class Options:
     omega: float = 10.0
     initial_omega: float = 30.0
     start_at_zero: bool = True
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: tuple[int, ...] = (32,)
     output: str = "displacement"  # or velocity, whose flow is followed
     bounded: bool = True  # a velocity passes through tanh
     integrator: str = (
@@ -44,8 +44,8 @@ class Options:
     squarings: int = 4  # of the sampled lattice's velocity
     # Where an iteration looks
     sampler: str = "downsize"  # one of SAMPLERS, or two with + between
-    # how often the images are shrunk, in turn; the iterations are shared evenly
-    scales: tuple[int, ...] = (2, 1)
+    # how often the images are shrunk, in turn; every entry has the same share of the iterations
+    scales: tuple[int, ...] = (4, 2, 2, 2, 1, 1, 1, 1)
     stride: int = 0  # voxels between lattice points; 0: the smallest that leaves at most max_points
     max_points: int = 300_000  # also the number of random points
     patches: int = 8
@@ -62,11 +62,12 @@ class Options:
     jacobian: str = "lattice"  # differences on lattices, where the points form one, or analytic everywhere
     jacobian_weight: float = 20.0
     jacobian_threshold: float = 0.4
-    diffusion_weight: float = 0.75
+    diffusion_weight: float = 0.4
+    bending_weight: float = 0.5
     # How it is fitted
     iterations: int = 180
-    lr: float = 1e-2  # of the layers
-    table_lr: float = 2e-2  # of the grid's features
+    lr: float = 5e-3  # of the layers
+    table_lr: float = 3e-2  # of the grid's features
     final_lr: float = 0.1
     patience: int = 0  # iterations without progress that end a stage; 0: never
     hybrid: bool = False  # two fields: the second on top of the first, which is frozen
@@ -91,7 +92,14 @@ class Options:
         for name in (*least[0], *least[1]):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("stride", "patience", "jacobian_weight", "diffusion_weight", "min_cell"):
+        for name in (
+            "stride",
+            "patience",
+            "jacobian_weight",
+            "diffusion_weight",
+            "bending_weight",
+            "min_cell",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not self.scales or min(self.scales) < 1:
@@ -148,13 +156,12 @@ _PAPER = Options(
     jacobian_weight=10.0,
     jacobian_threshold=0.0,
     diffusion_weight=0.0,
+    bending_weight=0.0,
     scales=(1,),
     start_at_zero=False,
 )
 
-_DIFFEOMORPHIC = Options(
-    output="velocity", integrator="squaring", bounded=False, flow_time=1.0, diffusion_weight=3.5
-)
+_DIFFEOMORPHIC = Options(output="velocity", integrator="squaring", bounded=False, flow_time=1.0)
 
 PRESETS = {
     "fast": Options(),

@@ -277,13 +277,13 @@ def outline(
     Raises:
         InputError: more processes than the rows suffice for.
     """
-    halo = 1
+    halo = 2 if options.bending_weight else 1
     if options.similarity in WINDOWED:
         ends = options.zero_rule or options.padding == "valid"
-        halo = max(1, options.lncc_window - 1 if ends else options.lncc_window // 2)
+        halo = max(halo, options.lncc_window - 1 if ends else options.lncc_window // 2)
     stages = nir.make_stages(grid, options, torch.Generator(), torch.device("cpu"))
     lattices = []
-    for ((sampler, _),) in stages:
+    for ((sampler, _),), _ in stages:
         assert isinstance(sampler, nir.Downsize)
         lattices.append((sampler.shape, sampler.stride, sampler.scale))
         rows = sampler.shape[axis]
