@@ -275,5 +275,8 @@ def smooth_pair(
     coarse = torch.rand(2, 1, *[max(2, n // 6) for n in size], generator=random)
     mode = "bilinear" if len(size) == 2 else "trilinear"
     fixed, other = torch.nn.functional.interpolate(coarse, size=size, mode=mode, align_corners=True)[:, None]
-    noise = torch.rand(1, 1, *size, generator=random)
-    return fixed.to(device, dtype), (0.6 * fixed + 0.3 * other + 0.1 * noise).to(device, dtype)
+    # In place and in slabs: of large volumes no third one is held, which memory-scaling would count as the step's.
+    other.mul_(0.3).add_(fixed, alpha=0.6)
+    for slab in other[0, 0]:
+        slab.add_(torch.rand(slab.shape, generator=random), alpha=0.1)
+    return fixed.to(device, dtype), other.to(device, dtype)

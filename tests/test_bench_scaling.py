@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
+import torch
 
 from neuralreg.bench import scaling
 from neuralreg.bench.process import Cost
@@ -66,6 +68,19 @@ def test_a_real_step_in_a_process_of_its_own_and_one_that_is_not_allowed_enough(
     assert scaling.taken("dense-field, refine", 128, None, 400.0, 1)["failed"].startswith(
         "more than the memory"
     )
+
+
+def test_a_long_step_is_not_repeated(monkeypatch, capsys):
+    monkeypatch.setattr(scaling, "make", lambda work, size, points: lambda: None)
+    words = json.dumps(["nir fast", 16, None, None, torch.get_num_threads()])
+    for patience, rounds in ((1e9, scaling.STEPS - 1), (-1.0, 1)):
+        monkeypatch.setattr(scaling, "PATIENCE", patience)
+        scaling.main(words)
+        found = json.loads(capsys.readouterr().out)
+        assert {name: len(times) for name, times in found.items()} == {
+            "seconds": rounds,
+            "cpu_seconds": rounds,
+        }
 
 
 def test_what_cannot_be_meant_is_refused():

@@ -41,7 +41,7 @@ def plan(settings: Settings) -> Plan:
         if settings.wants_peer(name) and (reason := missing_package(package)):
             found.left_out.append((name, reason))
     if settings.quick and settings.wants_peer("torch.compile"):
-        found.left_out.append(("torch.compile of lncc", "--quick does not wait for a compiler"))
+        found.left_out.append(("torch.compile", "--quick does not wait for a compiler"))
     return found
 
 

@@ -128,8 +128,3 @@ def write_report(
 
         for path in draw_all(results, out):
             print(f"{path} drawn")
-    if out is not None:
-        from neuralreg.bench.figures import draw_all
-
-        for path in draw_all(results, out):
-            print(f"{path} drawn")
