@@ -69,8 +69,12 @@ def kernels(rows: list[Row]) -> Any:
 
 
 def iteration(rows: list[Row]) -> Any:
-    """A stacked bar a step and contender, its parts in the order in which they run."""
+    """A stacked bar a step and contender, its parts in the order in which they run.
+
+    Of CPU time where all rows have it, which other work on the machine does not lengthen; of wall time otherwise.
+    """
     parts = [row for row in rows if row.get("part")]
+    column, clock = ("cpu_ms", "CPU ") if all(row.get("cpu_ms") for row in parts) else ("median_ms", "")
     names = list(dict.fromkeys((row["case"], row["contender"]) for row in parts))
     if not names:
         return None
@@ -80,7 +84,7 @@ def iteration(rows: list[Row]) -> Any:
     for index, part in enumerate(PARTS):
         times = [
             sum(
-                float(row["median_ms"])
+                float(row[column])
                 for row in parts
                 if (row["case"], row["contender"], row["part"]) == (*name, part)
             )
@@ -89,7 +93,7 @@ def iteration(rows: list[Row]) -> Any:
         if any(times):
             axes.barh(labels, times, left=left, label=part, color=f"C{index}")
             left = [a + b for a, b in zip(left, times, strict=True)]
-    axes.set(xlabel="milliseconds an optimiser step (medians of the parts)")
+    axes.set(xlabel=f"{clock}milliseconds an optimiser step (medians of the parts)")
     axes.invert_yaxis()
     axes.legend(fontsize=8)
     return picture
@@ -101,9 +105,10 @@ def beyond_limit(rows: list[Row]) -> set[str]:
 
 
 def memory_scaling(rows: list[Row], stopped: Collection[str] = ()) -> Any:
-    """Peak memory beyond imports over the cube's edge and over points, and seconds over the edge.
+    """Peak memory beyond imports over the cube's edge and over points, and CPU time over the edge.
 
-    A cross marks the largest cube that fits of a contender that was ``stopped`` by its limit.
+    A cross marks the largest cube that fits of a contender that was ``stopped`` by its limit. Contenders have one
+    colour in all panels, ours solid lines.
     """
     measured = [row for row in rows if row.get("extra_mb")]
     if not measured:
@@ -115,26 +120,31 @@ def memory_scaling(rows: list[Row], stopped: Collection[str] = ()) -> Any:
         name: f"C{place}" for place, name in enumerate(dict.fromkeys(row["contender"] for row in measured))
     }
     for axes, over, up in zip(
-        panels, ("size", "points", "size"), ("extra_mb", "extra_mb", "median_ms"), strict=True
+        panels, ("size", "points", "size"), ("extra_mb", "extra_mb", "cpu_ms"), strict=True
     ):
-        mine = [row for row in measured if bool(row.get("points")) == (over == "points")]
+        mine = [row for row in measured if bool(row.get("points")) == (over == "points") and row.get(up)]
         for name in dict.fromkeys(row["contender"] for row in mine):
             one = sorted((float(row[over]), float(row[up])) for row in mine if row["contender"] == name)
             style = "-" if name.startswith(OURS) else "--"
-            axes.plot(*zip(*one, strict=True), style, marker="o", color=colours[name], label=name)
+            axes.plot(
+                *zip(*one, strict=True), style, marker="o", markersize=4, color=colours[name], label=name
+            )
             if name in stopped and (over, up) == ("size", "extra_mb"):
-                axes.plot(
-                    *one[-1], "X", markersize=11, color=colours[name], label=f"{name}: largest that fits"
-                )
+                axes.plot(*one[-1], "X", markersize=11, color=colours[name])
         axes.set_visible(bool(mine))
-        axes.set(
-            yscale="log", ylabel={"extra_mb": "peak memory beyond imports (MB)"}.get(up, "ms an iteration")
-        )
+        words = {"extra_mb": "peak memory beyond imports (MB)", "cpu_ms": "CPU ms an iteration"}[up]
+        axes.set(yscale="log", ylabel=words)
         axes.set(xlabel="edge of the cube (voxels)" if over == "size" else "points an iteration")
         if over == "points":
             axes.set(xscale="log")
+    if stopped:
+        panels[0].plot(
+            [], [], "X", markersize=9, color="gray", label="largest that fits into the memory allowed"
+        )
     if panels[0].lines:
-        panels[0].legend(fontsize=8)
+        picture.legend(
+            *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8
+        )
     return picture
 
 
@@ -201,10 +211,6 @@ FIGURES: dict[str, Callable[[list[Row]], Any]] = {
 def _cases(rows: list[Row]) -> Iterable[list[Row]]:
     for case in dict.fromkeys(row["case"] for row in rows):
         yield [row for row in rows if row["case"] == case]
-
-
-def _key(row: Row) -> tuple[str, str, str]:
-    return row["case"], row["contender"], row["part"]
 
 
 def _axes(bars: int) -> Any:

@@ -78,6 +78,7 @@ class Measurement:
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     extra_bytes: float = float("nan")
+    clock: str = ""  # how it was timed: see on_clock
     failed: str = ""  # its last words, where it raised an error; it is not timed then
 
     def quantile(self, share: float) -> float:
@@ -103,6 +104,7 @@ class Measurement:
             "extra_mb": self.extra_bytes / 1e6,
             "floor_ms": "" if floor is None else floor * 1e3,
             "rounds": len(self.wall),
+            "clock": self.clock,
         }
 
 
@@ -136,17 +138,61 @@ def in_turn(
     found: list[Measurement], steps: list[Step], device: torch.device, rounds: int, budget: float
 ) -> None:
     """Times steps that have run before, round by round in alternating order, then weighs them."""
+    clocked = []
+    for measurement, step in zip(found, steps, strict=True):
+        clocked.append(on_clock(step, device))
+        measurement.clock = clocked[-1][1]
     started = time.perf_counter()
     for turn in range(rounds):
         order = range(len(steps)) if turn % 2 == 0 else reversed(range(len(steps)))
         for index in order:
-            wall, cpu = timed(steps[index], device)
+            wall, cpu = timed(clocked[index][0], device)
             found[index].wall.append(wall)
             found[index].cpu.append(cpu)
         if turn >= 2 and time.perf_counter() - started > budget:
             break
+    del clocked  # graphs hold the memory that they replay in
     for measurement, step in zip(found, steps, strict=True):
         measurement.extra_bytes = extra_bytes(step, device)
+
+
+def on_clock(step: Step, device: torch.device) -> tuple[Step, str]:
+    """What is timed, and in a word how.
+
+    On a GPU the step is captured once as a graph whose replays are timed, without the time that Python takes to launch
+    ("graph"). A step that cannot be captured, because it asks the device for a number or draws on the CPU, is timed as
+    it is ("events"). On a CPU that is the only way ("wall").
+    """
+    if device.type != "cuda":
+        return step, "wall"
+    try:
+        return capture(step, device), "graph"
+    except RuntimeError:
+        torch.cuda.synchronize(device)
+        return step, "events"
+
+
+def capture(step: Step, device: torch.device) -> Step:
+    """The replay of a step that was recorded as a CUDA graph. No measurement from a GPU stands for it yet.
+
+    Raises:
+        RuntimeError: the step does what no graph can hold.
+    """
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step()
+
+    def replay() -> tuple[Tensor, ...]:
+        graph.replay()
+        return results
+
+    return replay
 
 
 def relative_error(results: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> float:
@@ -249,6 +295,18 @@ def product_rate(device: torch.device, size: int = 2048) -> float:
     a, b = (torch.ones(size, size, device=device) for _ in range(2))
     best = min(timed(lambda: (a @ b,), device)[0] for _ in range(8))
     return 2 * size**3 / best
+
+
+@functools.cache
+def floors(device: torch.device) -> tuple[float, float]:
+    """Bytes and floating-point operations a second that this machine reaches."""
+    return bandwidth(device), product_rate(device)
+
+
+def floor_seconds(floor_bytes: float, flops: float, device: torch.device) -> float:
+    """What so many bytes moved, or so many operations of products, take on this machine: whichever is longer."""
+    speed, rate = floors(device)
+    return max(floor_bytes / speed, flops / rate)
 
 
 def gradient_step(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from neuralreg.bench.process import run
@@ -20,14 +21,17 @@ STEPS = 3  # the first one warms up
 PATIENCE = (
     20.0  # CPU seconds: a step that takes longer is the last one, and the warm-up where it is the first
 )
-# Ours by method, preset and stage; "register" is the whole of neuralreg.register with so few iterations
+# Ours by method, preset and stage; "register" is the whole of neuralreg.register with very few iterations
 WORKS: dict[str, tuple[str, str, str]] = {
     "nir fast": ("nir", "fast", "fit"),
     "nir fast, register": ("nir", "fast", "register"),
     "ncf fast": ("ncf", "fast", "fit"),
+    "ncf fast, register": ("ncf", "fast", "register"),
     "nephi paper, train": ("nephi", "paper", "train"),
     "nephi paper, refine": ("nephi", "paper", "refine"),
+    "nephi fast, register": ("nephi", "fast", "register"),
     "ofg fast, train": ("ofg", "fast", "train"),
+    "ofg fast, register": ("ofg", "fast", "register"),
 }
 VOXEL = ("dense-field, refine", "voxel-unet, train")  # of bench/voxel_unet.py
 
@@ -69,26 +73,6 @@ def bare() -> Any:
     return cost
 
 
-def fits(rows: list[tuple[int, float]], free_mb: float) -> tuple[int, bool]:
-    """The largest cube whose memory is within ``free_mb``, by a line through (edge, MB) over voxels, and whether that
-    lies beyond the largest edge that was measured.
-
-    Raises:
-        ValueError: fewer than two sizes, or memory that does not grow.
-    """
-    import numpy as np
-
-    edges, memory = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
-    if len(set(edges)) < 2:
-        raise ValueError("two sizes at least are needed")
-    slope, start = np.polyfit(edges**3, memory, 1)
-    if slope <= 0:
-        raise ValueError("the memory does not grow over the sizes measured: measure larger ones")
-    voxels = (free_mb - start) / slope
-    edge = math.floor(max(voxels, 0) ** (1 / 3) + 1e-9)
-    return edge, edge > max(edges)
-
-
 def voxel_step(name: str, shape: tuple[int, ...]) -> Callable[[], Any]:
     """A step of a voxel field or network in plain torch."""
     import torch
@@ -118,7 +102,6 @@ def make(work: str, size: int, points: int | None) -> Callable[[], Any]:
     """The step of a work on a cube."""
     import torch
 
-    from neuralreg.bench.harness import smooth_pair
     from neuralreg.bench.steps import Work
 
     shape = (size,) * 3
@@ -126,11 +109,30 @@ def make(work: str, size: int, points: int | None) -> Callable[[], Any]:
         return voxel_step(work, shape)
     method, preset, stage = WORKS[work]
     if stage == "register":
-        import neuralreg
-
-        images = [image[0, 0] for image in smooth_pair(shape, torch.device("cpu"))]
-        return lambda: neuralreg.register(*images, method=method, preset=preset, iterations=2)
+        return registration(method, preset, shape)
     return Work(method, preset, stage).make(shape, torch.device("cpu"), points=points)
+
+
+def registration(method: str, preset: str, shape: tuple[int, ...]) -> Callable[[], Any]:
+    """A whole registration: two iterations of a fit, or the prediction of a network that nobody has trained."""
+    import torch
+
+    import neuralreg
+    from neuralreg.bench.harness import smooth_pair
+    from neuralreg.methods import ofg
+    from neuralreg.training.trainee import save_trainee
+
+    images = [image[0, 0] for image in smooth_pair(shape, torch.device("cpu"))]
+    if method != "ofg":
+        return lambda: neuralreg.register(*images, method=method, preset=preset, iterations=2)
+
+    def predicted() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            weights = Path(folder) / "untrained.pt"
+            save_trainee(ofg.make_trainee(ofg.PRESETS[preset], shape, len(shape), 0), weights)
+            neuralreg.register(*images, method=method, weights=weights)
+
+    return predicted
 
 
 def main(words: str) -> None:

@@ -45,6 +45,33 @@ def test_a_wrong_contender_is_measured_and_told():
     assert right.quantile(0.2) <= right.median <= right.quantile(0.8)
 
 
+def test_a_graph_is_timed_where_one_can_be_captured_and_the_table_says_how(monkeypatch):
+    def step() -> tuple[torch.Tensor, ...]:
+        return (torch.ones(1),)
+
+    def replay() -> tuple[torch.Tensor, ...]:
+        return (torch.zeros(1),)
+
+    def refuse(step, device):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(harness, "capture", lambda step, device: replay)
+    assert harness.on_clock(step, gpu) == (replay, "graph")
+    assert harness.on_clock(step, CPU) == (step, "wall")
+    monkeypatch.setattr(harness, "capture", refuse)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert harness.on_clock(step, gpu) == (step, "events")
+    # what is timed is the replay; what is weighed is the step itself
+    ran = []
+    monkeypatch.setattr(harness, "on_clock", lambda step, device: (lambda: ran.append("replay"), "graph"))
+    monkeypatch.setattr(harness, "extra_bytes", lambda step, device: float(len(step())))
+    one = harness.Measurement("neuralreg", 0.0)
+    harness.in_turn([one], [step], CPU, rounds=3, budget=0.0)
+    assert (ran, one.extra_bytes) == (["replay"] * 3, 1.0)
+    assert one.row(1e-3)["clock"] == "graph"
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_extra_memory_sees_what_a_step_holds():
     size = 1 << 26

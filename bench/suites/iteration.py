@@ -2,12 +2,14 @@
 
 "plain torch" is the same step on the reference backend, which is our formulation in plain torch; "plain torch,
 compiled" puts its forward pass through torch.compile; "plain-nir" is a NIR written with torch's own modules alone.
-Errors are those of the loss and of all gradients, against the same step in float64.
+Errors are those of the loss and of all gradients, against the same step in float64. The floor of a step is that of its
+parts together: the products that the reference multiplies, and what the parts hand on (bench/floors.py).
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -17,7 +19,15 @@ import torch
 from torch import Tensor
 
 from neuralreg.bench import plain_nir
-from neuralreg.bench.harness import Measurement, checked, in_turn, smooth_pair, within_free_memory
+from neuralreg.bench.floors import counted, moved_bytes
+from neuralreg.bench.harness import (
+    Measurement,
+    checked,
+    floor_seconds,
+    in_turn,
+    smooth_pair,
+    within_free_memory,
+)
 from neuralreg.bench.parts import parts_of
 from neuralreg.bench.steps import METHODS, Step, Work, away, in_float64
 from neuralreg.bench.suites.plan import Item, Plan, Row, Settings
@@ -95,7 +105,12 @@ def rows_of(
 def _rows_of(
     name: str, work: Work, size: tuple[int, ...], device: torch.device, others: list[str], settings: Settings
 ) -> Iterator[Row]:
-    truth = _truth(work, size, device)
+    try:
+        truth, flops = counted(partial(_truth, work, size, device))
+    except RuntimeError as error:  # no memory
+        words = f"no truth to hold it against: {str(error).strip().splitlines()[-1][:160]}"
+        yield from ({"case": name, "contender": one, "failed": words} for one in ("neuralreg", *others))
+        return
     contenders = {"neuralreg": None, **dict.fromkeys(others, "reference")}
     found: dict[str, Measurement] = {}
     steps: dict[str, Callable[[], tuple[Tensor, ...]]] = {}
@@ -117,8 +132,10 @@ def _rows_of(
         rounds,
         most if settings.seconds is None else settings.seconds,
     )
+    least = moved_bytes(bare["neuralreg"], device) if "neuralreg" in sound else float("nan")
+    floor = None if math.isnan(least) else floor_seconds(least, flops, device)
     for contender, one in found.items():
-        yield {"case": name, "contender": contender, **one.row(TOLERANCE)}
+        yield {"case": name, "contender": contender, **one.row(TOLERANCE, floor)}
     for contender in sound:
         if contender != COMPILED:  # a compiled graph has no parts to tell apart
             yield from _parts(name, contender, bare[contender], contenders[contender], device, rounds)
@@ -130,8 +147,8 @@ def _parts(
     with use_backend(backend) if backend else nullcontext():
         watched = [parts_of(step, device) for _ in range(max(3, rounds // 2))]
     for part in watched[0]:
-        taken = sorted(1e3 * one[part] for one in watched)
-        yield {
+        taken = sorted(1e3 * one[part][0] for one in watched)
+        row = {
             "case": name,
             "contender": contender,
             "part": part,
@@ -140,6 +157,9 @@ def _parts(
             "p80_ms": taken[round(0.8 * (len(taken) - 1))],
             "rounds": len(taken),
         }
+        if device.type == "cpu":
+            row["cpu_ms"] = statistics.median(1e3 * one[part][1] for one in watched)
+        yield row
 
 
 def plain_step(size: tuple[int, ...], device: torch.device) -> Step:

@@ -59,6 +59,9 @@ def run_suite(
         str | None,
         typer.Option(metavar="SIZE", help="Say which volumes fit into this: 8GB.", rich_help_panel=_WORK),
     ] = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Answer --budget by trying sizes.", rich_help_panel=_WORK)
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for a table a suite, or one .csv file.")] = Path(
         "neuralreg-bench"
     ),
@@ -71,7 +74,8 @@ def run_suite(
     from neuralreg.bench.suites.runner import run
 
     settings = Settings(
-        quick, backend, device, dtype, size, peers, filter, threads, seconds, points, limit, budget, pair
+        *(quick, backend, device, dtype, size, peers, filter, threads, seconds, points, limit, budget, pair),
+        bisect,
     )
     name = context.command.name or ""
     rows = run(list(SUITES) if name == "all" else [name], settings, out, Console(width=150))
