@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralreg.bench.parts import PARTS
-from neuralreg.bench.rows import KEY, OURS, read_rows
+from neuralreg.bench.rows import OURS, latest, read_rows
 from neuralreg.errors import InputError
 from neuralreg.figure import require_matplotlib
 from neuralreg.writing import atomic_path
@@ -25,13 +25,9 @@ def draw_all(folder: Path, out: Path) -> list[Path]:
         InputError: no row for any figure, or matplotlib is missing.
     """
     require_matplotlib()
-    last: dict[tuple[str, ...], Row] = {}  # what was measured again stands for what was measured before
-    for path in sorted(folder.glob("*.csv")):
-        for row in read_rows(path):
-            if row.get("settings") is not None:
-                last[tuple(row[name] for name in KEY)] = row
+    kept = (row for path in sorted(folder.glob("*.csv")) for row in read_rows(path))
     rows: dict[str, list[Row]] = {}
-    for row in last.values():
+    for row in latest(row for row in kept if row.get("settings") is not None).values():
         rows.setdefault(row["suite"], []).append(row)
     files = []
     out.mkdir(parents=True, exist_ok=True)

@@ -45,6 +45,14 @@ def test_a_wrong_contender_is_measured_and_told():
     assert right.quantile(0.2) <= right.median <= right.quantile(0.8)
 
 
+def test_other_work_on_the_machine_does_not_lift_the_floor(monkeypatch):
+    monkeypatch.setattr(harness, "timed", lambda step, device: (4.0, 1.0))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert harness.bandwidth(CPU, volume=64) == 2 * 4 * 64 / 0.5
+    monkeypatch.setattr(harness, "timed", lambda step, device: (0.25, 1.0))
+    assert harness.product_rate(CPU, size=4) == 2 * 4**3 / 0.25
+
+
 def test_a_graph_is_timed_where_one_can_be_captured_and_the_table_says_how(monkeypatch):
     def step() -> tuple[torch.Tensor, ...]:
         return (torch.ones(1),)

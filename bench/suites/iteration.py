@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -125,27 +126,32 @@ def _rows_of(
         found[contender] = checked(contender, first, truth)
     sound = [name for name, one in found.items() if not one.failed]
     rounds, most = (5, 3.0) if settings.quick else (9, 120.0)
-    in_turn(
-        [found[name] for name in sound],
-        [steps[name] for name in sound],
-        device,
-        rounds,
-        most if settings.seconds is None else settings.seconds,
-    )
+    most = most if settings.seconds is None else settings.seconds
+    in_turn([found[name] for name in sound], [steps[name] for name in sound], device, rounds, most)
     least = moved_bytes(bare["neuralreg"], device) if "neuralreg" in sound else float("nan")
     floor = None if math.isnan(least) else floor_seconds(least, flops, device)
     for contender, one in found.items():
         yield {"case": name, "contender": contender, **one.row(TOLERANCE, floor)}
     for contender in sound:
         if contender != COMPILED:  # a compiled graph has no parts to tell apart
-            yield from _parts(name, contender, bare[contender], contenders[contender], device, rounds)
+            yield from _parts(name, contender, bare[contender], contenders[contender], device, rounds, most)
 
 
 def _parts(
-    name: str, contender: str, step: Step, backend: str | None, device: torch.device, rounds: int
+    name: str,
+    contender: str,
+    step: Step,
+    backend: str | None,
+    device: torch.device,
+    rounds: int,
+    most: float,
 ) -> Iterator[Row]:
+    """Half the rounds, fewer once ``most`` seconds are spent."""
+    watched: list[dict[str, tuple[float, float]]] = []
+    started = time.perf_counter()
     with use_backend(backend) if backend else nullcontext():
-        watched = [parts_of(step, device) for _ in range(max(3, rounds // 2))]
+        while not watched or (len(watched) < rounds // 2 + 1 and time.perf_counter() - started < most):
+            watched.append(parts_of(step, device))
     for part in watched[0]:
         taken = sorted(1e3 * one[part][0] for one in watched)
         row = {

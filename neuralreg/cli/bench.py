@@ -114,19 +114,24 @@ def compare_tables(
 def write_report(
     results: Annotated[Path, typer.Option(help="Folder of tables of measurements.")] = Path("bench/results"),
     readme: Annotated[
-        Path | None, typer.Option(help="Rewrite the tables between the markers of this file.")
+        Path | None,
+        typer.Option(help="Rewrite the tables between the markers of README.md or benchmarks.md."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Draw the figures into this folder.")] = None,
 ) -> None:
     """Draw the figures and rewrite the README's tables, all from kept rows."""
     from neuralreg.bench.report import rewrite_file
-    from neuralreg.bench.tables import README
+    from neuralreg.bench.tables import PAGES
     from neuralreg.errors import InputError
 
     if readme is None and out is None:
         raise InputError("bench report: give --readme, --out, or both")
     if readme is not None:
-        print(f"{readme}: {'rewritten' if rewrite_file(readme, README, results) else 'unchanged'}")
+        if readme.name not in PAGES:
+            raise InputError(f"--readme {readme}: there are tables for {', '.join(PAGES)}")
+        print(
+            f"{readme}: {'rewritten' if rewrite_file(readme, PAGES[readme.name], results) else 'unchanged'}"
+        )
     if out is not None:
         from neuralreg.bench.figures import draw_all
 
