@@ -296,7 +296,7 @@ def product_rate(device: torch.device, size: int = 2048) -> float:
 
 
 def _best(step: Step, device: torch.device) -> float:
-    """Seconds of the fastest of eight. On a CPU those that its threads were busy, where that is less than the clock says:
+    """Seconds of the fastest of eight. On a CPU those that its threads were busy, where the clock says more:
     a floor that other work on the machine lifts is none."""
     times = [timed(step, device) for _ in range(8)]
     busy = [cpu / torch.get_num_threads() for _, cpu in times if device.type == "cpu"]
