@@ -32,7 +32,7 @@ class Setup:
 
     def volumes(self) -> list[tuple[int, ...]]:
         """Volumes that are measured: those asked for, or small, usual and large."""
-        usual = [(64, 64, 64)] if self.quick else [(96, 96, 96), (160, 192, 224), (256, 256, 256)]
+        usual = [(48, 48, 48)] if self.quick else [(96, 96, 96), (160, 192, 224), (256, 256, 256)]
         return list(self.sizes or usual)
 
     @property

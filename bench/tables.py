@@ -205,9 +205,10 @@ GROWTH = Block(
     (
         _cube(64, "mmmmmmmm"),
         _cube(128, "mmmmmmmm"),
-        _cube(192, "mmmmmxmx"),
-        _cube(256, "mmmmmxxx"),
-        _cube(320, "mmm--xxx"),
+        _cube(192, "mmmmmxm-"),
+        _cube(256, "mmmmmx--"),
+        _cube(320, "mmmmmx--"),
+        _cube(640, "m----x--"),
     ),
 )
 

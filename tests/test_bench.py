@@ -170,6 +170,7 @@ def test_a_wrong_kernel_is_shown_out_of_tolerance_and_not_ranked(tmp_path, monke
     monkeypatch.setattr(kernels, "ssim", wrong)
     out = tmp_path / "rows.csv"
     done = call("bench", "kernels", *SMALL, "ssim", "--out", out)
+    assert done.exit_code == 0, (done.stderr, done.exception)
     ours, _, torchs = list(csv.DictReader(out.open()))
     assert ours["in_tolerance"] == "False"
     assert torchs["in_tolerance"] == "True"
