@@ -65,33 +65,36 @@ def kernels(rows: list[Row]) -> Any:
 
 
 def iteration(rows: list[Row]) -> Any:
-    """A stacked bar a step and contender, its parts in the order in which they run.
+    """A panel a method, a stacked bar a step and contender, its parts in the order in which they run.
 
     Of CPU time where all rows have it, which other work on the machine does not lengthen; of wall time otherwise.
     """
     parts = [row for row in rows if row.get("part")]
-    column, clock = ("cpu_ms", "CPU ") if all(row.get("cpu_ms") for row in parts) else ("median_ms", "")
-    names = list(dict.fromkeys((row["case"], row["contender"]) for row in parts))
-    if not names:
+    if not parts:
         return None
-    picture, axes = _axes(len(names))
-    labels = [f"{case}: {contender}" for case, contender in names]
-    left = [0.0] * len(names)
-    for index, part in enumerate(PARTS):
-        times = [
-            sum(
-                float(row[column])
-                for row in parts
-                if (row["case"], row["contender"], row["part"]) == (*name, part)
-            )
-            for name in names
-        ]
-        if any(times):
-            axes.barh(labels, times, left=left, label=part, color=f"C{index}")
+    column, clock = ("cpu_ms", "CPU ") if all(row.get("cpu_ms") for row in parts) else ("median_ms", "")
+    bars: dict[str, dict[str, dict[str, float]]] = {}  # by method and step: milliseconds of the parts
+    for row in parts:
+        steps = bars.setdefault(row["case"].split()[0], {})
+        steps.setdefault(f"{row['case']}: {row['contender']}", {})[row["part"]] = float(row[column])
+    counts = [len(steps) for steps in bars.values()]
+    picture, panels = _pyplot().subplots(
+        len(bars),
+        figsize=(WIDTH, 1 + 0.24 * sum(counts) + 0.4 * len(bars)),
+        layout="constrained",
+        squeeze=False,
+        height_ratios=counts,
+    )
+    for axes, steps in zip(panels[:, 0], bars.values(), strict=True):
+        left = [0.0] * len(steps)
+        for index, part in enumerate(PARTS):
+            times = [step.get(part, 0.0) for step in steps.values()]
+            axes.barh(list(steps), times, left=left, label=part, color=f"C{index}")
             left = [a + b for a, b in zip(left, times, strict=True)]
-    axes.set(xlabel=f"{clock}milliseconds an optimiser step (medians of the parts)")
-    axes.invert_yaxis()
-    axes.legend(fontsize=8)
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", labelsize=8)
+    panels[-1, 0].set(xlabel=f"{clock}milliseconds an optimiser step (medians of the parts)")
+    picture.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
     return picture
 
 
