@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from neuralreg.bench.rows import KEY, OURS, read_rows
+from neuralreg.bench.rows import OURS, latest, read_rows
 from neuralreg.errors import InputError
 
 # Figures that were taken once have no spread: how much larger, as a factor and in their unit, one has to be to count.
@@ -115,11 +115,11 @@ def _times(name: str, old: Row, new: Row) -> Iterable[Finding]:
 
 
 def _keyed(path: Path) -> dict[tuple[str, ...], Row]:
-    """Rows by what they are of. One that was measured again stands for the earlier one."""
+    """The rows that count, of suites alone."""
     rows = read_rows(path)
     if any(not row.get("suite") for row in rows):
         raise InputError(f"{path}: rows without a suite and a case cannot be compared")
-    return {tuple(row.get(name, "") for name in KEY): row for row in rows}
+    return latest(rows)
 
 
 def _name(key: tuple[str, ...]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralreg.bench.parts import PARTS
-from neuralreg.bench.rows import KEY, OURS, read_rows
+from neuralreg.bench.rows import OURS, latest, read_rows
 from neuralreg.errors import InputError
 from neuralreg.figure import require_matplotlib
 from neuralreg.writing import atomic_path
@@ -25,13 +25,9 @@ def draw_all(folder: Path, out: Path) -> list[Path]:
         InputError: no row for any figure, or matplotlib is missing.
     """
     require_matplotlib()
-    last: dict[tuple[str, ...], Row] = {}  # what was measured again stands for what was measured before
-    for path in sorted(folder.glob("*.csv")):
-        for row in read_rows(path):
-            if row.get("settings") is not None:
-                last[tuple(row[name] for name in KEY)] = row
+    kept = (row for path in sorted(folder.glob("*.csv")) for row in read_rows(path))
     rows: dict[str, list[Row]] = {}
-    for row in last.values():
+    for row in latest(row for row in kept if row.get("settings") is not None).values():
         rows.setdefault(row["suite"], []).append(row)
     files = []
     out.mkdir(parents=True, exist_ok=True)
@@ -69,29 +65,36 @@ def kernels(rows: list[Row]) -> Any:
 
 
 def iteration(rows: list[Row]) -> Any:
-    """A stacked bar a step and contender, its parts in the order in which they run."""
+    """A panel a method, a stacked bar a step and contender, its parts in the order in which they run.
+
+    Of CPU time where all rows have it, which other work on the machine does not lengthen; of wall time otherwise.
+    """
     parts = [row for row in rows if row.get("part")]
-    names = list(dict.fromkeys((row["case"], row["contender"]) for row in parts))
-    if not names:
+    if not parts:
         return None
-    picture, axes = _axes(len(names))
-    labels = [f"{case}: {contender}" for case, contender in names]
-    left = [0.0] * len(names)
-    for index, part in enumerate(PARTS):
-        times = [
-            sum(
-                float(row["median_ms"])
-                for row in parts
-                if (row["case"], row["contender"], row["part"]) == (*name, part)
-            )
-            for name in names
-        ]
-        if any(times):
-            axes.barh(labels, times, left=left, label=part, color=f"C{index}")
+    column, clock = ("cpu_ms", "CPU ") if all(row.get("cpu_ms") for row in parts) else ("median_ms", "")
+    bars: dict[str, dict[str, dict[str, float]]] = {}  # by method and step: milliseconds of the parts
+    for row in parts:
+        steps = bars.setdefault(row["case"].split()[0], {})
+        steps.setdefault(f"{row['case']}: {row['contender']}", {})[row["part"]] = float(row[column])
+    counts = [len(steps) for steps in bars.values()]
+    picture, panels = _pyplot().subplots(
+        len(bars),
+        figsize=(WIDTH, 1 + 0.24 * sum(counts) + 0.4 * len(bars)),
+        layout="constrained",
+        squeeze=False,
+        height_ratios=counts,
+    )
+    for axes, steps in zip(panels[:, 0], bars.values(), strict=True):
+        left = [0.0] * len(steps)
+        for index, part in enumerate(PARTS):
+            times = [step.get(part, 0.0) for step in steps.values()]
+            axes.barh(list(steps), times, left=left, label=part, color=f"C{index}")
             left = [a + b for a, b in zip(left, times, strict=True)]
-    axes.set(xlabel="milliseconds an optimiser step (medians of the parts)")
-    axes.invert_yaxis()
-    axes.legend(fontsize=8)
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", labelsize=8)
+    panels[-1, 0].set(xlabel=f"{clock}milliseconds an optimiser step (medians of the parts)")
+    picture.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
     return picture
 
 
@@ -101,9 +104,10 @@ def beyond_limit(rows: list[Row]) -> set[str]:
 
 
 def memory_scaling(rows: list[Row], stopped: Collection[str] = ()) -> Any:
-    """Peak memory beyond imports over the cube's edge and over points, and seconds over the edge.
+    """Peak memory beyond imports over the cube's edge and over points, and CPU time over the edge.
 
-    A cross marks the largest cube that fits of a contender that was ``stopped`` by its limit.
+    A cross marks the largest cube that fits of a contender that was ``stopped`` by its limit. Contenders have one
+    colour in all panels, ours solid lines.
     """
     measured = [row for row in rows if row.get("extra_mb")]
     if not measured:
@@ -115,26 +119,31 @@ def memory_scaling(rows: list[Row], stopped: Collection[str] = ()) -> Any:
         name: f"C{place}" for place, name in enumerate(dict.fromkeys(row["contender"] for row in measured))
     }
     for axes, over, up in zip(
-        panels, ("size", "points", "size"), ("extra_mb", "extra_mb", "median_ms"), strict=True
+        panels, ("size", "points", "size"), ("extra_mb", "extra_mb", "cpu_ms"), strict=True
     ):
-        mine = [row for row in measured if bool(row.get("points")) == (over == "points")]
+        mine = [row for row in measured if bool(row.get("points")) == (over == "points") and row.get(up)]
         for name in dict.fromkeys(row["contender"] for row in mine):
             one = sorted((float(row[over]), float(row[up])) for row in mine if row["contender"] == name)
             style = "-" if name.startswith(OURS) else "--"
-            axes.plot(*zip(*one, strict=True), style, marker="o", color=colours[name], label=name)
+            axes.plot(
+                *zip(*one, strict=True), style, marker="o", markersize=4, color=colours[name], label=name
+            )
             if name in stopped and (over, up) == ("size", "extra_mb"):
-                axes.plot(
-                    *one[-1], "X", markersize=11, color=colours[name], label=f"{name}: largest that fits"
-                )
+                axes.plot(*one[-1], "X", markersize=11, color=colours[name])
         axes.set_visible(bool(mine))
-        axes.set(
-            yscale="log", ylabel={"extra_mb": "peak memory beyond imports (MB)"}.get(up, "ms an iteration")
-        )
+        words = {"extra_mb": "peak memory beyond imports (MB)", "cpu_ms": "CPU ms an iteration"}[up]
+        axes.set(yscale="log", ylabel=words)
         axes.set(xlabel="edge of the cube (voxels)" if over == "size" else "points an iteration")
         if over == "points":
             axes.set(xscale="log")
+    if stopped:
+        panels[0].plot(
+            [], [], "X", markersize=9, color="gray", label="largest that fits into the memory allowed"
+        )
     if panels[0].lines:
-        panels[0].legend(fontsize=8)
+        picture.legend(
+            *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8
+        )
     return picture
 
 
@@ -201,10 +210,6 @@ FIGURES: dict[str, Callable[[list[Row]], Any]] = {
 def _cases(rows: list[Row]) -> Iterable[list[Row]]:
     for case in dict.fromkeys(row["case"] for row in rows):
         yield [row for row in rows if row["case"] == case]
-
-
-def _key(row: Row) -> tuple[str, str, str]:
-    return row["case"], row["contender"], row["part"]
 
 
 def _axes(bars: int) -> Any:

@@ -64,17 +64,17 @@ KEEPS = ("regulariser", "guidance")
 
 
 class Watch:
-    """A stack of parts and the seconds that each was on top."""
+    """A stack of parts, and the wall and CPU seconds that each was on top."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.stack = device, ["rest"]
-        self.seconds: dict[str, float] = defaultdict(float)
+        self.seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self.last = self._now()
 
-    def _now(self) -> float:
+    def _now(self) -> tuple[float, float]:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return time.perf_counter(), time.process_time()
 
     @contextmanager
     def inside(self, part: str) -> Iterator[None]:
@@ -89,32 +89,45 @@ class Watch:
 
     def _turn(self) -> None:
         now = self._now()
-        self.seconds[self.stack[-1]] += now - self.last
+        spent = self.seconds[self.stack[-1]]
+        for clock, (before, after) in enumerate(zip(self.last, now, strict=True)):
+            spent[clock] += after - before
         self.last = now
 
     def wrap(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
         @wraps(function)
         def watched(*arguments: Any, **options: Any) -> Any:
             with self.inside(part):
-                return function(*arguments, **options)
+                result = function(*arguments, **options)
+            if len(self.stack) == 1:
+                self.done(part, arguments, result)
+            return result
 
         return watched
 
+    def done(self, part: str, arguments: tuple[Any, ...], result: Any) -> None:
+        """Called when a part that is not inside another one has ended."""
 
-def parts_of(step: Step, device: torch.device) -> dict[str, float]:
-    """Seconds of every part of one step; they sum up to the step's. On a GPU each part waits for the device."""
-    with ExitStack() as patches:
-        watch = Watch(device)
-        for part, entries in ENTRIES.items():
-            for owner, name in entries:
-                wrapped = watch.wrap(getattr(owner, name), part)
-                patches.enter_context(mock.patch.object(owner, name, wrapped))
-        step.optimiser.zero_grad(set_to_none=True)
-        watch.last = watch._now()
-        loss = step.loss()
-        with watch.inside("backward"):
-            loss.backward()  # type: ignore[no-untyped-call]
-        with watch.inside("optimiser"):
-            step.optimiser.step()
-        watch._turn()
-    return {part: watch.seconds[part] for part in PARTS if part in watch.seconds}
+    def run(self, step: Step) -> None:
+        """One step under watch."""
+        with ExitStack() as patches:
+            for part, entries in ENTRIES.items():
+                for owner, name in entries:
+                    wrapped = self.wrap(getattr(owner, name), part)
+                    patches.enter_context(mock.patch.object(owner, name, wrapped))
+            step.optimiser.zero_grad(set_to_none=True)
+            self.last = self._now()
+            loss = step.loss()
+            with self.inside("backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
+            with self.inside("optimiser"):
+                step.optimiser.step()
+            self._turn()
+
+
+def parts_of(step: Step, device: torch.device) -> dict[str, tuple[float, float]]:
+    """Wall and CPU seconds of every part of one step, which sum up to the step's. On a GPU each part waits for the
+    device."""
+    watch = Watch(device)
+    watch.run(step)
+    return {part: (watch.seconds[part][0], watch.seconds[part][1]) for part in PARTS if part in watch.seconds}

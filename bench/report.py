@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from neuralreg.bench.rows import read_rows
+from neuralreg.bench.rows import latest, read_rows
 from neuralreg.errors import InputError
 from neuralreg.writing import atomic_path, brief
 
@@ -29,7 +29,8 @@ class Rows:
         Raises:
             InputError: no row agrees, one failed, or one is out of tolerance and may not be ranked.
         """
-        rows = [row | {"set": row["case"].partition("/")[0]} for row in read_rows(folder / self.file)]
+        kept = latest(read_rows(folder / self.file)).values()
+        rows = [row | {"set": row["case"].partition("/")[0]} for row in kept]
         mine = [row for row in rows if all(row.get(name) == value for name, value in self.where.items())]
         if not mine:
             raise InputError(f"{folder / self.file}: no row has {dict(self.where)}")

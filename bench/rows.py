@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -36,7 +36,7 @@ COMMON = (
 )
 MEASURES = (
     *("error", "in_tolerance", "median_ms", "p20_ms", "p80_ms", "cpu_ms"),
-    *("extra_mb", "floor_ms", "rounds", "failed"),
+    *("extra_mb", "floor_ms", "rounds", "clock", "failed"),
 )
 # How contenders of ours begin: neuralreg ..., or a method's name as in nir:fast
 OURS = ("neuralreg", "nir:", "ncf:", "nephi:", "ofg:")
@@ -108,6 +108,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
             f"{path} is no table of measurements: it needs columns {', '.join(PROVENANCE)} and a row"
         )
     return [_of_today(row) for row in rows]
+
+
+def latest(rows: Iterable[Mapping[str, str]]) -> dict[tuple[str, ...], dict[str, str]]:
+    """Rows by what they are of, as KEY says; one that was measured again stands for the earlier one."""
+    return {tuple(row.get(name, "") for name in KEY): dict(row) for row in rows}
 
 
 def _of_today(row: dict[str, str]) -> dict[str, str]:

@@ -171,4 +171,47 @@ FIGURES = Block(
     ),
 )
 
+SCALING = RUN.format("memory-scaling")
+GROWING = {
+    "NIR, step": "neuralreg nir fast",
+    "NIR, register": "neuralreg nir fast, register",
+    "NCF, step": "neuralreg ncf fast",
+    "NePhi, training": "neuralreg nephi paper, train",
+    "NePhi, refinement": "neuralreg nephi paper, refine",
+    "OFG, training": "neuralreg ofg fast, train",
+    "two dense fields": "torch dense-field, refine",
+    "U-Net, training": "torch voxel-unet, train",
+}
+NOT_FIT = "more than 9 GB"
+
+
+def _cube(edge: int, cells: str) -> Line:
+    """A letter a contender: m measured, x stopped by the limit, - not tried."""
+    words = {"x": NOT_FIT, "-": "-"}
+    names = [f"c{place}" for place in range(len(cells))]
+    shown = [words.get(cell, f"{{{name}.extra_mb:memory}}") for name, cell in zip(names, cells, strict=True)]
+    rows = {
+        name: Rows(
+            SCALING, {"suite": "memory-scaling", "case": f"cube {edge}", "contender": who, "points": ""}
+        )
+        for name, who, cell in zip(names, GROWING.values(), cells, strict=True)
+        if cell == "m"
+    }
+    return Line((f"{edge}^3", *shown), rows)
+
+
+GROWTH = Block(
+    ("cube", *GROWING),
+    (
+        _cube(64, "mmmmmmmm"),
+        _cube(128, "mmmmmmmm"),
+        _cube(192, "mmmmmxm-"),
+        _cube(256, "mmmmmx--"),
+        _cube(320, "mmmmmx--"),
+        _cube(640, "m----x--"),
+    ),
+)
+
 README: dict[str, Block] = {"demo": DEMO, "kernels": KERNELS, "fields": FIELDS, "figures": FIGURES}
+# Other documents by their file's name
+PAGES: dict[str, dict[str, Block]] = {"README.md": README, "benchmarks.md": {"memory": GROWTH}}

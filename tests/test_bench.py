@@ -45,6 +45,41 @@ def test_a_wrong_contender_is_measured_and_told():
     assert right.quantile(0.2) <= right.median <= right.quantile(0.8)
 
 
+def test_other_work_on_the_machine_does_not_lift_the_floor(monkeypatch):
+    monkeypatch.setattr(harness, "timed", lambda step, device: (4.0, 1.0))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert harness.bandwidth(CPU, volume=64) == 2 * 4 * 64 / 0.5
+    monkeypatch.setattr(harness, "timed", lambda step, device: (0.25, 1.0))
+    assert harness.product_rate(CPU, size=4) == 2 * 4**3 / 0.25
+
+
+def test_a_graph_is_timed_where_one_can_be_captured_and_the_table_says_how(monkeypatch):
+    def step() -> tuple[torch.Tensor, ...]:
+        return (torch.ones(1),)
+
+    def replay() -> tuple[torch.Tensor, ...]:
+        return (torch.zeros(1),)
+
+    def refuse(step, device):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(harness, "capture", lambda step, device: replay)
+    assert harness.on_clock(step, gpu) == (replay, "graph")
+    assert harness.on_clock(step, CPU) == (step, "wall")
+    monkeypatch.setattr(harness, "capture", refuse)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert harness.on_clock(step, gpu) == (step, "events")
+    # what is timed is the replay; what is weighed is the step itself
+    ran = []
+    monkeypatch.setattr(harness, "on_clock", lambda step, device: (lambda: ran.append("replay"), "graph"))
+    monkeypatch.setattr(harness, "extra_bytes", lambda step, device: float(len(step())))
+    one = harness.Measurement("neuralreg", 0.0)
+    harness.in_turn([one], [step], CPU, rounds=3, budget=0.0)
+    assert (ran, one.extra_bytes) == (["replay"] * 3, 1.0)
+    assert one.row(1e-3)["clock"] == "graph"
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_extra_memory_sees_what_a_step_holds():
     size = 1 << 26
@@ -134,6 +169,7 @@ def test_a_wrong_kernel_is_shown_out_of_tolerance_and_not_ranked(tmp_path, monke
     monkeypatch.setattr(kernels, "ssim", wrong)
     out = tmp_path / "rows.csv"
     done = call("bench", "kernels", *SMALL, "ssim", "--out", out)
+    assert done.exit_code == 0, (done.stderr, done.exception)
     ours, _, torchs = list(csv.DictReader(out.open()))
     assert ours["in_tolerance"] == "False"
     assert torchs["in_tolerance"] == "True"

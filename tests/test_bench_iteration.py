@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from neuralreg.bench import floors, parts
 from neuralreg.bench.harness import relative_error
 from neuralreg.bench.parts import PARTS, parts_of
-from neuralreg.bench.steps import Work
+from neuralreg.bench.steps import Step, Work
 from neuralreg.bench.suites import iteration
 from neuralreg.bench.suites.plan import Settings, plan_of
 from neuralreg.errors import InputError
@@ -23,7 +26,7 @@ def rows(name: str, settings: Settings):
 
 
 @pytest.mark.parametrize(
-    ("name", "parts"),
+    ("name", "its_parts"),
     [
         ("nir fast,", {"sampling", "field", "warp", "loss", "regulariser", "backward", "optimiser"}),
         ("ncf fast,", {"sampling", "field", "warp", "loss", "regulariser", "backward", "optimiser"}),
@@ -32,14 +35,16 @@ def rows(name: str, settings: Settings):
         ("ofg fast", {"field", "guidance", "regulariser", "backward", "optimiser"}),
     ],
 )
-def test_a_step_agrees_with_float64_and_has_its_parts(name, parts):
+def test_a_step_agrees_with_float64_and_has_its_parts(name, its_parts):
     peers = "plain torch" if name == "nir fast," else "none"
     found = rows(name, Settings(quick=True, size="16", peers=peers, seconds=0))
     whole = [row for row in found if not row.get("part")]
     assert [row["contender"] for row in whole] == ["neuralreg", *(["plain torch"] if peers != "none" else [])]
     assert all(row["error"] < 1e-3 and row["in_tolerance"] for row in whole)
+    assert len({row["floor_ms"] for row in whole}) == 1, "they do the same work"
+    assert whole[0]["floor_ms"] > 0
     mine = {row["part"]: row for row in found if row.get("part") and row["contender"] == "neuralreg"}
-    assert parts | {"rest"} == mine.keys()
+    assert its_parts | {"rest"} == mine.keys()
     assert list(mine) == [part for part in PARTS if part in mine]
 
 
@@ -66,7 +71,31 @@ def test_parts_sum_up_to_the_step(monkeypatch):
     before = next(now)
     found = parts_of(step, CPU)
     # every look at the clock is a second; all of them but those before and behind the step are in a part
-    assert sum(found.values()) == next(now) - before - 3
+    assert sum(wall for wall, _ in found.values()) == next(now) - before - 3
+
+
+def test_the_floor_counts_products_and_what_parts_hand_on(monkeypatch):
+    layer = torch.nn.Linear(4, 8, bias=False)
+    x = torch.ones(16, 4)
+    optimiser = torch.optim.Adam(layer.parameters())
+    owner = SimpleNamespace(field=layer.forward, loss=torch.sum)
+    monkeypatch.setattr(parts, "ENTRIES", {"field": [(owner, "field")], "loss": [(owner, "loss")]})
+    step = Step(lambda: owner.loss(owner.field(x)), optimiser, layer)
+    # 16 x 8 numbers and their sum, both ways, written and read; 32 parameters, two moments each and a count of steps
+    handed, learned = 4 * 4 * (16 * 8 + 1), 4 * 32 * 5 + 2 * (4 * 2 * 32 + 4)
+    assert floors.moved_bytes(step, CPU) == handed + learned
+    _, flops = floors.counted(step)
+    assert flops == 2 * 2 * 16 * 4 * 8, "forward, and backward to the weights alone"
+
+
+def test_the_floor_of_a_guidance_grows_with_its_steps():
+    def moved(steps: int) -> float:
+        ledger = floors.Ledger(CPU)
+        guidance = SimpleNamespace(steps=steps)
+        ledger.done("guidance", (guidance, torch.ones(10), torch.ones(10), "u"), torch.ones(30))
+        return ledger.bytes
+
+    assert moved(5) == 5 * moved(1) == 5 * 4 * (8 * 30 + 20)
 
 
 def test_points_are_as_many_as_asked(monkeypatch):

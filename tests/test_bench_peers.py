@@ -12,7 +12,7 @@ import torch
 from neuralreg.bench import figures, idir, peers, plain_nir, registration
 from neuralreg.bench.pairs import PairSet
 from neuralreg.bench.process import run
-from neuralreg.bench.rows import provenance, write_rows
+from neuralreg.bench.rows import latest, provenance, write_rows
 from neuralreg.bench.suites import registration as suite
 from neuralreg.bench.suites import training
 from neuralreg.bench.suites.plan import Settings, plan_of
@@ -211,6 +211,7 @@ def test_a_short_training_has_a_row_a_look(monkeypatch):
     (item,) = plan_of("training", settings).items
     rows = list(item.run())
     assert rows[-1]["cpu_s"] >= 1.0
+    assert len(latest([{"suite": "training"} | row for row in rows])) == len(rows), "all are drawn"
     assert all(0 <= row["dice"] <= 1 and row["pairs"] == 2 for row in rows)
     assert [row["cpu_s"] for row in rows] == sorted(row["cpu_s"] for row in rows)
 

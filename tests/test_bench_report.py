@@ -30,9 +30,16 @@ def block(tmp_path):
     return Block(("op", "time", "memory"), (Line(cells, {"ours": kernel("rows.csv", "op, work")}),))
 
 
-def test_the_readme_is_what_the_report_writes():
-    text = (ROOT / "README.md").read_text()
-    assert rewrite(text, tables.README, ROOT / "bench/results", "README.md") == text
+@pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md"])
+def test_documents_are_what_the_report_writes(name):
+    text = (ROOT / name).read_text()
+    assert rewrite(text, tables.PAGES[Path(name).name], ROOT / "bench/results", name) == text
+
+
+def test_a_cell_is_of_the_row_measured_last(tmp_path):
+    row = {**provenance(), "suite": "kernels", "case": "op, work", "contender": "neuralreg", "failed": ""}
+    write_rows(tmp_path / "rows.csv", [{**row, "median_ms": 1.0}, {**row, "median_ms": 3.0}])
+    assert kernel("rows.csv", "op, work").mean(tmp_path)["median_ms"] == 3.0
 
 
 def test_only_what_stands_between_the_markers_changes_and_only_once(block, tmp_path):
@@ -102,3 +109,6 @@ def test_the_command(tmp_path):
     assert readme.read_text() == (ROOT / "README.md").read_text()
     assert "unchanged" in call(*words).stdout
     assert call("bench", "report").exit_code == 2
+    other = call("bench", "report", "--results", ROOT / "bench/results", "--readme", tmp_path / "other.md")
+    assert other.exit_code == 2
+    assert "README.md, benchmarks.md" in other.stderr

@@ -87,8 +87,9 @@ def case(
         contenders["torch.func.jvp"] = gradient_step(step("reference"), tensors, wanted)
     elif peers:
         contenders["torch"] = gradient_step(step("reference"), tensors, wanted)
-        graph = torch.compile(step("reference"), dynamic=False)
-        contenders["torch.compile"] = gradient_step(graph, tensors, wanted)
+        if not setup.quick:
+            graph = torch.compile(step("reference"), dynamic=False)
+            contenders["torch.compile"] = gradient_step(graph, tensors, wanted)
     work = f"{name}, {len(x)} points, {'value and Jacobian' if jet else 'value'}"
     products = sum(w.numel() for w in net.weights if w.ndim == 2)
     return Case(

@@ -2,13 +2,16 @@
 
 "plain torch" is the same step on the reference backend, which is our formulation in plain torch; "plain torch,
 compiled" puts its forward pass through torch.compile; "plain-nir" is a NIR written with torch's own modules alone.
-Errors are those of the loss and of all gradients, against the same step in float64.
+Errors are those of the loss and of all gradients, against the same step in float64. The floor of a step is that of its
+parts together: the products that the reference multiplies, and what the parts hand on (bench/floors.py).
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -17,7 +20,15 @@ import torch
 from torch import Tensor
 
 from neuralreg.bench import plain_nir
-from neuralreg.bench.harness import Measurement, checked, in_turn, smooth_pair, within_free_memory
+from neuralreg.bench.floors import counted, moved_bytes
+from neuralreg.bench.harness import (
+    Measurement,
+    checked,
+    floor_seconds,
+    in_turn,
+    smooth_pair,
+    within_free_memory,
+)
 from neuralreg.bench.parts import parts_of
 from neuralreg.bench.steps import METHODS, Step, Work, away, in_float64
 from neuralreg.bench.suites.plan import Item, Plan, Row, Settings
@@ -95,7 +106,12 @@ def rows_of(
 def _rows_of(
     name: str, work: Work, size: tuple[int, ...], device: torch.device, others: list[str], settings: Settings
 ) -> Iterator[Row]:
-    truth = _truth(work, size, device)
+    try:
+        truth, flops = counted(partial(_truth, work, size, device))
+    except RuntimeError as error:  # no memory
+        words = f"no truth to hold it against: {str(error).strip().splitlines()[-1][:160]}"
+        yield from ({"case": name, "contender": one, "failed": words} for one in ("neuralreg", *others))
+        return
     contenders = {"neuralreg": None, **dict.fromkeys(others, "reference")}
     found: dict[str, Measurement] = {}
     steps: dict[str, Callable[[], tuple[Tensor, ...]]] = {}
@@ -110,28 +126,35 @@ def _rows_of(
         found[contender] = checked(contender, first, truth)
     sound = [name for name, one in found.items() if not one.failed]
     rounds, most = (5, 3.0) if settings.quick else (9, 120.0)
-    in_turn(
-        [found[name] for name in sound],
-        [steps[name] for name in sound],
-        device,
-        rounds,
-        most if settings.seconds is None else settings.seconds,
-    )
+    most = most if settings.seconds is None else settings.seconds
+    in_turn([found[name] for name in sound], [steps[name] for name in sound], device, rounds, most)
+    least = moved_bytes(bare["neuralreg"], device) if "neuralreg" in sound else float("nan")
+    floor = None if math.isnan(least) else floor_seconds(least, flops, device)
     for contender, one in found.items():
-        yield {"case": name, "contender": contender, **one.row(TOLERANCE)}
+        yield {"case": name, "contender": contender, **one.row(TOLERANCE, floor)}
     for contender in sound:
         if contender != COMPILED:  # a compiled graph has no parts to tell apart
-            yield from _parts(name, contender, bare[contender], contenders[contender], device, rounds)
+            yield from _parts(name, contender, bare[contender], contenders[contender], device, rounds, most)
 
 
 def _parts(
-    name: str, contender: str, step: Step, backend: str | None, device: torch.device, rounds: int
+    name: str,
+    contender: str,
+    step: Step,
+    backend: str | None,
+    device: torch.device,
+    rounds: int,
+    most: float,
 ) -> Iterator[Row]:
+    """Half the rounds, fewer once ``most`` seconds are spent."""
+    watched: list[dict[str, tuple[float, float]]] = []
+    started = time.perf_counter()
     with use_backend(backend) if backend else nullcontext():
-        watched = [parts_of(step, device) for _ in range(max(3, rounds // 2))]
+        while not watched or (len(watched) < rounds // 2 + 1 and time.perf_counter() - started < most):
+            watched.append(parts_of(step, device))
     for part in watched[0]:
-        taken = sorted(1e3 * one[part] for one in watched)
-        yield {
+        taken = sorted(1e3 * one[part][0] for one in watched)
+        row = {
             "case": name,
             "contender": contender,
             "part": part,
@@ -140,6 +163,9 @@ def _parts(
             "p80_ms": taken[round(0.8 * (len(taken) - 1))],
             "rounds": len(taken),
         }
+        if device.type == "cpu":
+            row["cpu_ms"] = statistics.median(1e3 * one[part][1] for one in watched)
+        yield row
 
 
 def plain_step(size: tuple[int, ...], device: torch.device) -> Step:

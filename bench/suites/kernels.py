@@ -6,18 +6,15 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache, partial
-
-import torch
+from functools import partial
 
 from neuralreg.bench import kernels
 from neuralreg.bench.harness import (
     Case,
     Measurement,
     Setup,
-    bandwidth,
+    floor_seconds,
     measure,
-    product_rate,
     within_free_memory,
 )
 from neuralreg.bench.suites.plan import Item, Plan, Row, Settings, missing_package
@@ -41,13 +38,12 @@ def plan(settings: Settings) -> Plan:
         if settings.wants_peer(name) and (reason := missing_package(package)):
             found.left_out.append((name, reason))
     if settings.quick and settings.wants_peer("torch.compile"):
-        found.left_out.append(("torch.compile of lncc", "--quick does not wait for a compiler"))
+        found.left_out.append(("torch.compile", "--quick does not wait for a compiler"))
     return found
 
 
 def rows_of(family: str, setup: Setup, settings: Settings, words: str | None) -> Iterator[Row]:
     """A row a contender of every case."""
-    speed, rate = floors(setup.device)
     most = settings.seconds or (1.5 if setup.quick else 60)
     for case in importlib.import_module(f"{kernels.__name__}.{family}").cases(setup):
         if words and words not in case.work and words not in case.op:
@@ -56,14 +52,8 @@ def rows_of(family: str, setup: Setup, settings: Settings, words: str | None) ->
         one = replace(case, contenders=chosen)
         with within_free_memory(setup.device):
             found = measure(one, setup.device, rounds=5 if setup.quick else 15, budget=most)
-        floor = max(case.floor_bytes / speed, case.flops / rate)
+        floor = floor_seconds(case.floor_bytes, case.flops, setup.device)
         yield from (row(case, measured, floor) for measured in found)
-
-
-@cache
-def floors(device: torch.device) -> tuple[float, float]:
-    """Bytes and floating-point operations a second that this machine reaches."""
-    return bandwidth(device), product_rate(device)
 
 
 def row(case: Case, one: Measurement, floor: float) -> Row:

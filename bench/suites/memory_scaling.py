@@ -1,69 +1,87 @@
 """Suite ``memory-scaling``: peak memory and seconds of an iteration over the cube's edge, and over its points.
 
 Every measurement is a process of its own, whose memory counts beyond one that has only imported. A work stops at the
-first size that does not fit into --limit, with a row that says so. --budget fits a line over the voxels through the
-rows of this run and says which cubes fit; where that lies beyond what was measured, it says that it extrapolates.
+first size that does not fit into --limit, with a row that says so. --budget measures a few cubes and says which fit by
+a line over their voxels, --bisect finds it by trying (bench/budget.py).
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from functools import partial
 
 import torch
 
+from neuralreg.bench.budget import FIRST, STEP, bisected, by_line, by_trying, megabytes
 from neuralreg.bench.harness import free_bytes
 from neuralreg.bench.rows import numbers
-from neuralreg.bench.scaling import VOXEL, WORKS, bare, fits, taken
+from neuralreg.bench.scaling import VOXEL, WORKS, taken
 from neuralreg.bench.suites.plan import Item, Plan, Row, Settings
 from neuralreg.errors import InputError
-from neuralreg.memory import MB
 
-HONOURS = frozenset({"quick", "size", "points", "peers", "filter", "threads", "limit", "budget"})
+HONOURS = frozenset({"quick", "size", "points", "peers", "filter", "threads", "limit", "budget", "bisect"})
 EDGES, QUICK_EDGES = (64, 96, 128, 160, 192, 256, 320, 384, 512, 640), (24, 40)
+BUDGET_EDGES = (64, 128, 192)  # enough for a line
 POINTS, QUICK_POINTS = (10_000, 30_000, 100_000, 300_000, 1_000_000), (4000,)
-UNITS = {"KB": 1e-3, "MB": 1.0, "GB": 1e3, "TB": 1e6}
+# What --quick has no time for: every size is a process of its own, whose imports take seconds
+NOT_QUICK, QUICK_POINTS_OF = ("ncf fast, register", "nephi fast, register", "ofg fast, register"), "nir fast"
 
 
 def plan(settings: Settings) -> Plan:
-    """An item a work over sizes, and one a work whose points can be chosen."""
-    found = Plan(closing=partial(answer, settings.budget) if settings.budget else None)
-    if settings.budget:
-        megabytes(settings.budget, "--budget")
-    limit = megabytes(settings.limit, "--limit") if settings.limit else free_memory()
-    edges = [_cube(size) for size in settings.sizes] or list(QUICK_EDGES if settings.quick else EDGES)
-    counts = (
-        numbers(settings.points, "--points")
-        if settings.points
-        else QUICK_POINTS
-        if settings.quick
-        else POINTS
-    )
+    """An item a work over sizes, and one a work whose points can be chosen; with --budget what answers it alone."""
     threads = settings.threads or torch.get_num_threads()
-    names = [*WORKS, *(name for name in VOXEL if settings.wants_peer(name))]
+    names = [name for name in WORKS if settings.wants(name)]
+    names += [name for name in VOXEL if settings.wants(name) and settings.wants_peer(name)]
+    if settings.bisect:
+        return _tried(settings, names, threads)
+    found = Plan(closing=partial(by_line, settings.budget) if settings.budget else None)
+    limit = megabytes(settings.limit, "--limit") if settings.limit else free_memory()
+    if settings.budget:
+        limit = min(limit, megabytes(settings.budget, "--budget"))
+    usual = QUICK_EDGES if settings.quick else BUDGET_EDGES if settings.budget else EDGES
+    edges = sorted([_cube(size) for size in settings.sizes] or usual)
+    few = QUICK_POINTS if settings.quick else POINTS
+    counts = sorted(numbers(settings.points, "--points") if settings.points else few)
     for name in names:
-        if not settings.wants(name):
+        if settings.quick and not settings.filter and name in NOT_QUICK:
+            found.left_out.append((name, "--quick registers with one method"))
             continue
-        found.items.append(
-            Item(
-                name,
-                f"cubes of {', '.join(map(str, edges))}",
-                partial(over_sizes, name, sorted(edges), limit, threads),
-            )
-        )
-        if name in VOXEL or name.startswith("ofg") or name.endswith("register"):
+        what = f"cubes of {', '.join(map(str, edges))}"
+        found.items.append(Item(name, what, partial(over_sizes, name, edges, limit, threads)))
+    for name in names if settings.points or not settings.budget else ():
+        if not _has_points(name) or (settings.quick and name != QUICK_POINTS_OF):
             continue
         edge = min(edges[-1], 40 if settings.quick else 128)
         what = f"{', '.join(map(str, counts))} points of a cube of {edge}"
-        run = partial(over_points, name, edge, sorted(counts), limit, threads)
+        run = partial(over_points, name, edge, counts, limit, threads)
         found.items.append(Item(f"{name}, points", what, run))
     found.left_out += [
         ("points of ofg and of voxel contenders", "they see whole images"),
         ("anything above the limit", f"{limit:.0f} MB a process; the first size that does not fit is marked"),
     ]
     return found
+
+
+def _tried(settings: Settings, names: list[str], threads: int) -> Plan:
+    """The plan of --budget --bisect."""
+    if not settings.budget:
+        raise InputError("--bisect tries which volumes fit into --budget: give that too")
+    for option in ("size", "points", "limit"):
+        if getattr(settings, option):
+            raise InputError(f"--bisect chooses its sizes and limit itself: leave --{option} out")
+    whole, free = megabytes(settings.budget, "--budget"), free_memory()
+    if whole > free:
+        raise InputError(f"--budget {settings.budget} cannot be tried here: {free:.0f} MB are free")
+    found = Plan(closing=partial(by_trying, settings.budget))
+    for name in names:
+        run = partial(bisected, name, _contender(name), whole, threads)
+        found.items.append(Item(name, f"cubes from {FIRST} on, until {STEP} lie between", run))
+    return found
+
+
+def _has_points(name: str) -> bool:
+    return not (name in VOXEL or name.startswith("ofg") or name.endswith("register"))
 
 
 def over_sizes(name: str, edges: list[int], limit: float, threads: int) -> Iterator[Row]:
@@ -96,35 +114,6 @@ def over_points(name: str, edge: int, counts: list[int], limit: float, threads: 
 
 def _contender(name: str) -> str:
     return f"torch {name}" if name in VOXEL else f"neuralreg {name}"
-
-
-def answer(budget: str, rows: list[Row]) -> Iterator[str]:
-    """For every contender the largest cube within the budget."""
-    whole = megabytes(budget, "--budget")
-    free = whole - bare().peak_mb * MB / 1e6
-    for name in dict.fromkeys(row["contender"] for row in rows):
-        sizes = [
-            (row["size"], row["extra_mb"])
-            for row in rows
-            if row["contender"] == name and "points" not in row and not row.get("failed")
-        ]
-        try:
-            edge, beyond = fits(sizes, free)
-        except ValueError as error:
-            yield f"{budget}, {name}: no answer, {error}"
-            continue
-        how = (
-            f"extrapolated from {min(sizes)[0]} to {max(sizes)[0]}" if beyond else "within the sizes measured"
-        )
-        yield f"{budget}, {name}: cubes of {edge} voxels an axis ({how})"
-
-
-def megabytes(text: str, flag: str) -> float:
-    """Of "8GB", "500 MB" or "500"."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]B)?\s*", text.upper())
-    if match is None or not float(match.group(1)):
-        raise InputError(f"{flag}: a size such as 8GB or 500MB, got {text!r}")
-    return float(match.group(1)) * UNITS[match.group(2) or "MB"]
 
 
 def free_memory() -> float:

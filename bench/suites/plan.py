@@ -35,6 +35,7 @@ class Settings:
     limit: str | None = None
     budget: str | None = None
     pair: str | None = None
+    bisect: bool = False
 
     def given(self) -> list[str]:
         """Names of the options that the user gave."""

@@ -130,7 +130,7 @@ def cells(row: Row, ours: Row) -> list[str]:
 
 def words_of(row: Row) -> str:
     """A row for the eye."""
-    known = (*COMMON, "rounds")
+    known = (*COMMON, "rounds", "clock")
     own = {k: v for k, v in row.items() if k not in known and v not in ("", None)}
     figures = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in own.items())
     name = ", ".join(filter(None, (row["case"], row["contender"], row.get("part", ""))))

@@ -59,6 +59,9 @@ def run_suite(
         str | None,
         typer.Option(metavar="SIZE", help="Say which volumes fit into this: 8GB.", rich_help_panel=_WORK),
     ] = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Answer --budget by trying sizes.", rich_help_panel=_WORK)
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for a table a suite, or one .csv file.")] = Path(
         "neuralreg-bench"
     ),
@@ -71,7 +74,8 @@ def run_suite(
     from neuralreg.bench.suites.runner import run
 
     settings = Settings(
-        quick, backend, device, dtype, size, peers, filter, threads, seconds, points, limit, budget, pair
+        *(quick, backend, device, dtype, size, peers, filter, threads, seconds, points, limit, budget, pair),
+        bisect,
     )
     name = context.command.name or ""
     rows = run(list(SUITES) if name == "all" else [name], settings, out, Console(width=150))
@@ -110,24 +114,24 @@ def compare_tables(
 def write_report(
     results: Annotated[Path, typer.Option(help="Folder of tables of measurements.")] = Path("bench/results"),
     readme: Annotated[
-        Path | None, typer.Option(help="Rewrite the tables between the markers of this file.")
+        Path | None,
+        typer.Option(help="Rewrite the tables between the markers of README.md or benchmarks.md."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Draw the figures into this folder.")] = None,
 ) -> None:
     """Draw the figures and rewrite the README's tables, all from kept rows."""
     from neuralreg.bench.report import rewrite_file
-    from neuralreg.bench.tables import README
+    from neuralreg.bench.tables import PAGES
     from neuralreg.errors import InputError
 
     if readme is None and out is None:
         raise InputError("bench report: give --readme, --out, or both")
     if readme is not None:
-        print(f"{readme}: {'rewritten' if rewrite_file(readme, README, results) else 'unchanged'}")
-    if out is not None:
-        from neuralreg.bench.figures import draw_all
-
-        for path in draw_all(results, out):
-            print(f"{path} drawn")
+        if readme.name not in PAGES:
+            raise InputError(f"--readme {readme}: there are tables for {', '.join(PAGES)}")
+        print(
+            f"{readme}: {'rewritten' if rewrite_file(readme, PAGES[readme.name], results) else 'unchanged'}"
+        )
     if out is not None:
         from neuralreg.bench.figures import draw_all
 
