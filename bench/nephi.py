@@ -192,15 +192,17 @@ def memory(
     figure: Picture = None,
     sizes: Annotated[str, typer.Option(help="Cubes' edges, with commas between.")] = "64,96,128,160,192,256",
     contenders: Annotated[str, typer.Option(help="With commas between.")] = ",".join(CONTENDERS),
+    stages: Annotated[str, typer.Option(help="With commas between.")] = ",".join(STAGES),
     limit: Annotated[float, typer.Option(metavar="MB", help="What a process may allocate.")] = 6000,
     preset: Preset = "paper",
     threads: Threads = 1,
 ) -> None:
     """Peak memory of one training or refinement step against the image's size, each in a process of its own."""
     _check(out, figure)
+    names = _some_of(CONTENDERS, contenders, "--contenders")
     rows: list[dict[str, Any]] = []
-    for stage in STAGES:
-        for name in contenders.split(","):
+    for stage in _some_of(STAGES, stages, "--stages"):
+        for name in names:
             for size in sorted(numbers(sizes, "--sizes")):
                 row = memory_row(name, stage, size, preset, limit, threads or torch.get_num_threads())
                 if row is None:
@@ -261,6 +263,14 @@ def _study(
     if figure is not None:
         nephi_figure.draw_shapes(held, predicted(trainee), [(0, 1), (1, 2)], figure)
     return rows
+
+
+def _some_of(names: Sequence[str], words: str, role: str) -> list[str]:
+    chosen = words.split(",")
+    for word in chosen:
+        if word not in names:
+            raise InputError(f"{role}: there is no {word!r}; choose from {', '.join(names)}")
+    return chosen
 
 
 def _check(out: Path | None, figure: Path | None) -> None:
