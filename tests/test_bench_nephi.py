@@ -23,7 +23,8 @@ def test_shapes_have_the_area_of_their_kind() -> None:
         subject = draw("s", place, 64, 0)
         area, share = float((subject.labels > 0).sum()), float(subject.image.sum())
         assert subject.image.shape == (1, 64, 64)
-        assert 0 <= subject.image.min() <= subject.image.max() == 1
+        assert 0 <= subject.image.min() <= subject.image.max() <= 1
+        assert subject.image.max() > 0.999
         assert share == pytest.approx(area, rel=0.06)
         inside = subject.labels.nonzero().double()
         # second moments: pi r^4 / 2 of a disc is area^2 / (2 pi), an equilateral triangle's is larger by 1.209
@@ -48,11 +49,14 @@ def test_the_commands_write_tables_and_a_picture(tmp_path: Path) -> None:
     out, picture = tmp_path / "s.csv", tmp_path / "s.png"
     small = ["--size", "24", "--count", "3", "--steps", "2", "--batch", "1", "--threads", "1", *TINY]
     runner = CliRunner()
-    words = ["shapes", "--out", str(out), "--figure", str(picture), *small]
+    words = ["shapes", "--refine", "3", "--out", str(out), "--figure", str(picture), *small]
     assert runner.invoke(study.app, words, catch_exceptions=False).exit_code == 0
-    (row,) = csv.DictReader(out.open())
-    assert 0 < float(row["dice"]) < 1
-    assert row["steps"] == "2"
+    rows = list(csv.DictReader(out.open()))
+    assert [row["stage"] for row in rows] == ["prediction", "refined 3"]
+    assert rows[0]["dice"] != rows[1]["dice"] or rows[0]["sdlogj"] != rows[1]["sdlogj"]
+    for row in rows:
+        assert 0 < float(row["dice"]) < 1
+        assert row["steps"] == "2"
     assert picture.stat().st_size > 1000
     words = ["ratio", "--out", str(out), "--exponents", "3,4", *small]
     assert runner.invoke(study.app, words, catch_exceptions=False).exit_code == 0
@@ -60,6 +64,12 @@ def test_the_commands_write_tables_and_a_picture(tmp_path: Path) -> None:
     words = ["ablation", "--out", str(out), "--weights", "1", *small]
     assert runner.invoke(study.app, words, catch_exceptions=False).exit_code == 0
     assert [row["regulariser"] for row in csv.DictReader(out.open())] == ["inverse 1", "diffusion 1"]
+    for words, role in (
+        (["memory", "--contenders", "x"], "--contenders"),
+        (["memory", "--stages", "x"], "--stages"),
+    ):
+        with pytest.raises(InputError, match=role):
+            runner.invoke(study.app, words, catch_exceptions=False)
     with pytest.raises(InputError, match="--exponents"):
         runner.invoke(study.app, ["ratio", "--exponents", "x", *small], catch_exceptions=False)
 
