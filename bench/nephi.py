@@ -46,6 +46,8 @@ Preset = Annotated[str, typer.Option(help="Of nephi.")]
 Steps = Annotated[int, typer.Option(help="Of every training.")]
 Count = Annotated[int, typer.Option(help="Shapes that are trained on.")]
 Size = Annotated[int, typer.Option(help="Pixels an axis.")]
+Batch = Annotated[int, typer.Option(help="Pairs a step.")]
+Unseen = Annotated[int, typer.Option("--test", help="Other shapes, whose ordered pairs are scored.")]
 
 
 @app.command()
@@ -87,9 +89,10 @@ def shapes(
     out: Out = None,
     figure: Picture = None,
     size: Size = 128,
-    count: Count = 40,
-    steps: Steps = 600,
-    batch: Annotated[int, typer.Option(help="Pairs a step.")] = 4,
+    count: Count = 200,
+    steps: Steps = 300,
+    batch: Batch = 4,
+    test: Unseen = 8,
     refine: Annotated[int, typer.Option(help="Steps behind a prediction, scored apart; 0: none.")] = 50,
     preset: Preset = "shapes",
     option: Extra = None,
@@ -98,7 +101,7 @@ def shapes(
 ) -> None:
     """Train on triangles and circles, register pairs of new ones; the picture shows the last stage's maps."""
     _check(out, figure)
-    arguments = (size, count, steps, batch, preset, option, seed, threads)
+    arguments = (size, count, steps, batch, test, preset, option, seed, threads)
     rows = _study({"": {}}, "setting", arguments, out, figure, refine)
     _show("triangles and circles", rows, ("stage", "pairs"))
 
@@ -108,9 +111,10 @@ def ratio(
     out: Out = None,
     exponents: Annotated[str, typer.Option(help="4^-r of the pixels, with commas between.")] = "2,3,4,5,6,7",
     size: Size = 128,
-    count: Count = 40,
-    steps: Steps = 600,
-    batch: Annotated[int, typer.Option(help="Pairs a step.")] = 4,
+    count: Count = 200,
+    steps: Steps = 300,
+    batch: Batch = 4,
+    test: Unseen = 8,
     preset: Preset = "shapes",
     option: Extra = None,
     seed: Seed = 0,
@@ -122,7 +126,7 @@ def ratio(
         f"4^-{r}": {"regulariser_share": 4.0**-r, "regulariser_bounds": (1, size * size)}
         for r in numbers(exponents, "--exponents")
     }
-    rows = _study(settings, "ratio", (size, count, steps, batch, preset, option, seed, threads), out)
+    rows = _study(settings, "ratio", (size, count, steps, batch, test, preset, option, seed, threads), out)
     _show("points of the regulariser over the pixels", rows, ("ratio", "pairs"))
 
 
@@ -131,9 +135,10 @@ def ablation(
     out: Out = None,
     weights: Annotated[str, typer.Option(help="Of the regulariser, with commas between.")] = "0.1,1,10",
     size: Size = 128,
-    count: Count = 40,
-    steps: Steps = 600,
-    batch: Annotated[int, typer.Option(help="Pairs a step.")] = 4,
+    count: Count = 200,
+    steps: Steps = 300,
+    batch: Batch = 4,
+    test: Unseen = 8,
     preset: Preset = "shapes",
     option: Extra = None,
     seed: Seed = 0,
@@ -150,7 +155,9 @@ def ablation(
         for name in ("inverse", "diffusion")
         for value in values
     }
-    rows = _study(settings, "regulariser", (size, count, steps, batch, preset, option, seed, threads), out)
+    rows = _study(
+        settings, "regulariser", (size, count, steps, batch, test, preset, option, seed, threads), out
+    )
     _show("regulariser and its weight", rows, ("regulariser", "pairs"))
 
 
@@ -250,14 +257,18 @@ def time(
 def _study(
     settings: dict[str, dict[str, Any]],
     what: str,
-    arguments: tuple[int, int, int, int, str, list[str] | None, int, int | None],
+    arguments: tuple[int, int, int, int, int, str, list[str] | None, int, int | None],
     out: Path | None,
     figure: Path | None = None,
     refine: int = 0,
 ) -> list[dict[str, Any]]:
     """A training on shapes for every setting, and what it predicts; refined by so many steps in a row of its own."""
-    size, count, steps, batch, preset, option, seed, threads = arguments
-    subjects, unseen = draw_shapes(count, size, seed), draw_shapes(8, size, seed + 1)
+    size, count, steps, batch, test, preset, option, seed, threads = arguments
+    if count < 2 or test < 2:
+        raise InputError(f"--count, --test: a pair takes at least 2 shapes, got {count}, {test}")
+    if figure is not None and test < 3:
+        raise InputError(f"--test: the picture shows pairs of the first 3 shapes, got {test}")
+    subjects, unseen = draw_shapes(count, size, seed), draw_shapes(test, size, seed + 1)
     held = all_pairs(unseen, list(range(len(unseen))))
     rows: list[dict[str, Any]] = []
     with using_threads(threads):
