@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from neuralreg.bench import nephi as study
 from neuralreg.bench import nephi_cost, nephi_runs, voxel_unet
+from neuralreg.bench.rows import provenance, write_rows
 from neuralreg.bench.shapes import draw, kind_of, shapes
 from neuralreg.errors import InputError
 from neuralreg.training.data import Pairs
@@ -72,6 +73,24 @@ def test_the_commands_write_tables_and_a_picture(tmp_path: Path) -> None:
             runner.invoke(study.app, words, catch_exceptions=False)
     with pytest.raises(InputError, match="--exponents"):
         runner.invoke(study.app, ["ratio", "--exponents", "x", *small], catch_exceptions=False)
+
+
+def test_kept_rows_of_memory_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    shared = {**provenance(), "contender": "voxel-unet", "stage": "train", "images_mb": 2.0, "limit_mb": 900}
+    rows = [{**shared, "size": 16, "extra_mb": 40.0, "error": ""}]
+    rows.append({**shared, "size": 32, "extra_mb": "", "error": "exit code 1"})
+    table, picture = tmp_path / "m.csv", tmp_path / "m.png"
+    write_rows(table, rows)
+    runner = CliRunner()
+    words = ["memory-figure", str(table), "--figure", str(picture)]
+    assert runner.invoke(study.app, words, catch_exceptions=False).exit_code == 0
+    assert picture.stat().st_size > 1000
+    write_rows(table, [provenance()])
+    picture.unlink()
+    with pytest.raises(InputError, match="extra_mb"):
+        runner.invoke(study.app, words, catch_exceptions=False)
+    assert not picture.exists()
 
 
 def test_the_contenders_terms_agree_with_ours() -> None:

@@ -196,8 +196,7 @@ _FAST = Options(
 PRESETS = {
     "fast": _FAST,
     "paper": Options(),
-    # For synthetic shapes of about 128 x 128 pixels: slower sines than for anatomy, since with omega=30 the rates that
-    # learn in minutes make decoders jump
+    # For synthetic shapes of about 128 x 128 pixels: slower sines, for maps smoother than those of anatomy
     "shapes": Options(
         widths=(16, 32, 32, 32, 32, 32),
         context=True,
