@@ -26,7 +26,7 @@ def draw_shapes(
     """Two columns, a pair each: moving, fixed, and either one warped by a stage's maps, with their grids."""
     places = [k for pair in chosen for k, other in enumerate(pairs.pairs) if tuple(other) == pair]
     pyplot = _pyplot()
-    picture, axes = pyplot.subplots(4, len(places), figsize=(3 * len(places), 12), layout="constrained")
+    picture, axes = pyplot.subplots(4, len(places), figsize=(2.2 * len(places), 9.4), layout="constrained")
     for column, place in enumerate(places):
         batch = pairs.batch([place])
         forward, backward = maps(batch)
@@ -40,7 +40,9 @@ def draw_shapes(
             axis.imshow(image[0, 0].numpy(), cmap="gray", vmin=0, vmax=1)
             if displacement is not None:
                 _grid(axis, displacement)
-            axis.set(title=title, xticks=[], yticks=[])
+            height, width = image.shape[2:]
+            axis.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+            axis.set_title(title, fontsize="small")
     _save(picture, path)
 
 
@@ -97,7 +99,7 @@ def draw_memory(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         yscale="log",
         xticks=order,
     )
-    axis.legend()
+    picture.legend(loc="outside lower center", ncols=2)
     _save(picture, path)
 
 
