@@ -2,8 +2,8 @@
 
 ``hippocampus``: a trained network on all pairs of unseen subjects, before and after refinement. ``shapes``: triangles
 and circles. ``ratio``: how few points the regulariser needs. ``ablation``: inverse consistency against diffusion.
-``interpolate``: maps between those of two pairs. ``memory`` and ``time``: beside voxel methods and torch's double
-backward.
+``interpolate``: maps between those of two pairs. ``memory``, ``memory-figure`` and ``time``: beside voxel methods and
+torch's double backward.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.table import Table
 from neuralreg.bench import nephi_figure
 from neuralreg.bench.nephi_cost import CONTENDERS, COST_COLUMNS, STAGES, memory_row, time_rows
 from neuralreg.bench.nephi_runs import FIGURES, all_pairs, nothing, predicted, score, trained, unseen_pairs
-from neuralreg.bench.rows import numbers, provenance, run_command, using_threads, write_rows
+from neuralreg.bench.rows import numbers, provenance, read_rows, run_command, using_threads, write_rows
 from neuralreg.bench.shapes import shapes as draw_shapes
 from neuralreg.cli.flags import parse_options
 from neuralreg.errors import InputError
@@ -46,6 +46,8 @@ Preset = Annotated[str, typer.Option(help="Of nephi.")]
 Steps = Annotated[int, typer.Option(help="Of every training.")]
 Count = Annotated[int, typer.Option(help="Shapes that are trained on.")]
 Size = Annotated[int, typer.Option(help="Pixels an axis.")]
+Batch = Annotated[int, typer.Option(help="Pairs a step.")]
+Unseen = Annotated[int, typer.Option("--test", help="Other shapes, whose ordered pairs are scored.")]
 
 
 @app.command()
@@ -87,20 +89,21 @@ def shapes(
     out: Out = None,
     figure: Picture = None,
     size: Size = 128,
-    count: Count = 40,
-    steps: Steps = 600,
-    batch: Annotated[int, typer.Option(help="Pairs a step.")] = 4,
+    count: Count = 200,
+    steps: Steps = 300,
+    batch: Batch = 4,
+    test: Unseen = 8,
+    refine: Annotated[int, typer.Option(help="Steps behind a prediction, scored apart; 0: none.")] = 50,
     preset: Preset = "shapes",
     option: Extra = None,
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
-    """Train on triangles and circles, register pairs of new ones."""
+    """Train on triangles and circles, register pairs of new ones; the picture shows the last stage's maps."""
     _check(out, figure)
-    rows = _study(
-        {"": {}}, "setting", (size, count, steps, batch, preset, option, seed, threads), out, figure
-    )
-    _show("triangles and circles", rows, ("setting", "pairs"))
+    arguments = (size, count, steps, batch, test, preset, option, seed, threads)
+    rows = _study({"": {}}, "setting", arguments, out, figure, refine)
+    _show("triangles and circles", rows, ("stage", "pairs"))
 
 
 @app.command()
@@ -108,9 +111,10 @@ def ratio(
     out: Out = None,
     exponents: Annotated[str, typer.Option(help="4^-r of the pixels, with commas between.")] = "2,3,4,5,6,7",
     size: Size = 128,
-    count: Count = 40,
-    steps: Steps = 600,
-    batch: Annotated[int, typer.Option(help="Pairs a step.")] = 4,
+    count: Count = 200,
+    steps: Steps = 300,
+    batch: Batch = 4,
+    test: Unseen = 8,
     preset: Preset = "shapes",
     option: Extra = None,
     seed: Seed = 0,
@@ -122,7 +126,7 @@ def ratio(
         f"4^-{r}": {"regulariser_share": 4.0**-r, "regulariser_bounds": (1, size * size)}
         for r in numbers(exponents, "--exponents")
     }
-    rows = _study(settings, "ratio", (size, count, steps, batch, preset, option, seed, threads), out)
+    rows = _study(settings, "ratio", (size, count, steps, batch, test, preset, option, seed, threads), out)
     _show("points of the regulariser over the pixels", rows, ("ratio", "pairs"))
 
 
@@ -131,9 +135,10 @@ def ablation(
     out: Out = None,
     weights: Annotated[str, typer.Option(help="Of the regulariser, with commas between.")] = "0.1,1,10",
     size: Size = 128,
-    count: Count = 40,
-    steps: Steps = 600,
-    batch: Annotated[int, typer.Option(help="Pairs a step.")] = 4,
+    count: Count = 200,
+    steps: Steps = 300,
+    batch: Batch = 4,
+    test: Unseen = 8,
     preset: Preset = "shapes",
     option: Extra = None,
     seed: Seed = 0,
@@ -150,7 +155,9 @@ def ablation(
         for name in ("inverse", "diffusion")
         for value in values
     }
-    rows = _study(settings, "regulariser", (size, count, steps, batch, preset, option, seed, threads), out)
+    rows = _study(
+        settings, "regulariser", (size, count, steps, batch, test, preset, option, seed, threads), out
+    )
     _show("regulariser and its weight", rows, ("regulariser", "pairs"))
 
 
@@ -189,18 +196,19 @@ def interpolate(
 @app.command()
 def memory(
     out: Out = None,
-    figure: Picture = None,
     sizes: Annotated[str, typer.Option(help="Cubes' edges, with commas between.")] = "64,96,128,160,192,256",
     contenders: Annotated[str, typer.Option(help="With commas between.")] = ",".join(CONTENDERS),
+    stages: Annotated[str, typer.Option(help="With commas between.")] = ",".join(STAGES),
     limit: Annotated[float, typer.Option(metavar="MB", help="What a process may allocate.")] = 6000,
     preset: Preset = "paper",
     threads: Threads = 1,
 ) -> None:
     """Peak memory of one training or refinement step against the image's size, each in a process of its own."""
-    _check(out, figure)
+    _check(out, None)
+    names = _some_of(CONTENDERS, contenders, "--contenders")
     rows: list[dict[str, Any]] = []
-    for stage in STAGES:
-        for name in contenders.split(","):
+    for stage in _some_of(STAGES, stages, "--stages"):
+        for name in names:
             for size in sorted(numbers(sizes, "--sizes")):
                 row = memory_row(name, stage, size, preset, limit, threads or torch.get_num_threads())
                 if row is None:
@@ -210,8 +218,16 @@ def memory(
                 print(f"{name} {stage} {size}: {row['extra_mb'] or row['error']}")
                 if row["error"]:
                     break  # a larger cube needs more
-    if figure is not None:
-        nephi_figure.draw_memory(rows, figure)
+
+
+@app.command("memory-figure")
+def memory_figure(
+    tables: Annotated[list[Path], typer.Argument(metavar="TABLE...", help="Of `memory` (.csv).")],
+    figure: Annotated[Path, typer.Option(help="Picture (.png; needs matplotlib).")],
+) -> None:
+    """Draws the kept rows of `memory` over the cube's edge."""
+    _check(None, figure)
+    nephi_figure.draw_memory([row for table in tables for row in read_rows(table)], figure)
 
 
 @app.command()
@@ -241,26 +257,46 @@ def time(
 def _study(
     settings: dict[str, dict[str, Any]],
     what: str,
-    arguments: tuple[int, int, int, int, str, list[str] | None, int, int | None],
+    arguments: tuple[int, int, int, int, int, str, list[str] | None, int, int | None],
     out: Path | None,
     figure: Path | None = None,
+    refine: int = 0,
 ) -> list[dict[str, Any]]:
-    """A training on shapes and its scores for every setting."""
-    size, count, steps, batch, preset, option, seed, threads = arguments
-    subjects, unseen = draw_shapes(count, size, seed), draw_shapes(8, size, seed + 1)
+    """A training on shapes for every setting, and what it predicts; refined by so many steps in a row of its own."""
+    size, count, steps, batch, test, preset, option, seed, threads = arguments
+    if count < 2 or test < 2:
+        raise InputError(f"--count, --test: a pair takes at least 2 shapes, got {count}, {test}")
+    if figure is not None and test < 3:
+        raise InputError(f"--test: the picture shows pairs of the first 3 shapes, got {test}")
+    subjects, unseen = draw_shapes(count, size, seed), draw_shapes(test, size, seed + 1)
     held = all_pairs(unseen, list(range(len(unseen))))
     rows: list[dict[str, Any]] = []
     with using_threads(threads):
         for name, own in settings.items():
             options = resolve(PRESETS, preset, {**parse_options(option or [], own=()), **own}, "nephi")
             trainee = trained(options, Pairs(subjects), steps=steps, batch=batch, seed=seed, threads=threads)
-            rows.append({**provenance(), what: name, "size": size, "steps": steps, "batch": batch})
-            rows[-1] |= {"options": " ".join(option or ()), "seed": seed, **score(held, predicted(trainee))}
-            write_rows(out, rows)
-            print(f"{name}: Dice {rows[-1]['dice']:.4f}, folds {rows[-1]['folds_percent']:.4f} %")
-    if figure is not None:
-        nephi_figure.draw_shapes(held, predicted(trainee), [(0, 1), (1, 2)], figure)
+            stages = {"prediction": predicted(trainee)}
+            if refine:
+                stages[f"refined {refine}"] = predicted(trainee, refine, seed=seed)
+            for stage, maps in stages.items():
+                rows.append({**provenance(), what: name, "stage": stage, "size": size, "steps": steps})
+                rows[-1] |= {"batch": batch, "options": " ".join(option or ()), "seed": seed}
+                rows[-1] |= score(held, maps)
+                write_rows(out, rows)
+                print(
+                    f"{name or stage}: Dice {rows[-1]['dice']:.4f}, folds {rows[-1]['folds_percent']:.4f} %"
+                )
+        if figure is not None:
+            nephi_figure.draw_shapes(held, maps, [(0, 1), (1, 2)], stage, figure)
     return rows
+
+
+def _some_of(names: Sequence[str], words: str, role: str) -> list[str]:
+    chosen = words.split(",")
+    for word in chosen:
+        if word not in names:
+            raise InputError(f"{role}: there is no {word!r}; choose from {', '.join(names)}")
+    return chosen
 
 
 def _check(out: Path | None, figure: Path | None) -> None:

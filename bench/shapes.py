@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neuralreg.training.data import Source, Subject, Subjects
 
-SOFT = 1.0  # pixels over which an edge falls from 1 to 0
+EDGE = 1 / 40  # of the image: ICON's edges, soft enough that a map two pixels off is pulled to its place
 
 
 def shapes(count: int, size: int = 128, seed: int = 0) -> Subjects:
@@ -35,7 +35,7 @@ def draw(name: str, place: int, size: int, seed: int) -> Subject:
     axis = torch.arange(size, dtype=torch.float32)
     x = torch.stack(torch.meshgrid(axis - centre[0], axis - centre[1], indexing="ij"))
     depth = radius - x.square().sum(0).sqrt() if kind_of(place) == "circle" else in_triangle(x, radius, turn)
-    image = (depth / SOFT + 0.5).clamp(0, 1)
+    image = 0.5 + 0.5 * torch.tanh(depth / (EDGE * size))
     return Subject(name, image[None], (depth > 0).long(), (1.0, 1.0))
 
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from neuralreg.bench import nephi as study
 from neuralreg.bench import nephi_cost, nephi_runs, voxel_unet
+from neuralreg.bench.rows import provenance, write_rows
 from neuralreg.bench.shapes import draw, kind_of, shapes
 from neuralreg.errors import InputError
 from neuralreg.training.data import Pairs
@@ -23,7 +24,8 @@ def test_shapes_have_the_area_of_their_kind() -> None:
         subject = draw("s", place, 64, 0)
         area, share = float((subject.labels > 0).sum()), float(subject.image.sum())
         assert subject.image.shape == (1, 64, 64)
-        assert 0 <= subject.image.min() <= subject.image.max() == 1
+        assert 0 <= subject.image.min() <= subject.image.max() <= 1
+        assert subject.image.max() > 0.999
         assert share == pytest.approx(area, rel=0.06)
         inside = subject.labels.nonzero().double()
         # second moments: pi r^4 / 2 of a disc is area^2 / (2 pi), an equilateral triangle's is larger by 1.209
@@ -48,11 +50,14 @@ def test_the_commands_write_tables_and_a_picture(tmp_path: Path) -> None:
     out, picture = tmp_path / "s.csv", tmp_path / "s.png"
     small = ["--size", "24", "--count", "3", "--steps", "2", "--batch", "1", "--threads", "1", *TINY]
     runner = CliRunner()
-    words = ["shapes", "--out", str(out), "--figure", str(picture), *small]
+    words = ["shapes", "--refine", "3", "--out", str(out), "--figure", str(picture), *small]
     assert runner.invoke(study.app, words, catch_exceptions=False).exit_code == 0
-    (row,) = csv.DictReader(out.open())
-    assert 0 < float(row["dice"]) < 1
-    assert row["steps"] == "2"
+    rows = list(csv.DictReader(out.open()))
+    assert [row["stage"] for row in rows] == ["prediction", "refined 3"]
+    assert rows[0]["dice"] != rows[1]["dice"] or rows[0]["sdlogj"] != rows[1]["sdlogj"]
+    for row in rows:
+        assert 0 < float(row["dice"]) < 1
+        assert row["steps"] == "2"
     assert picture.stat().st_size > 1000
     words = ["ratio", "--out", str(out), "--exponents", "3,4", *small]
     assert runner.invoke(study.app, words, catch_exceptions=False).exit_code == 0
@@ -60,8 +65,32 @@ def test_the_commands_write_tables_and_a_picture(tmp_path: Path) -> None:
     words = ["ablation", "--out", str(out), "--weights", "1", *small]
     assert runner.invoke(study.app, words, catch_exceptions=False).exit_code == 0
     assert [row["regulariser"] for row in csv.DictReader(out.open())] == ["inverse 1", "diffusion 1"]
+    for words, role in (
+        (["memory", "--contenders", "x"], "--contenders"),
+        (["memory", "--stages", "x"], "--stages"),
+    ):
+        with pytest.raises(InputError, match=role):
+            runner.invoke(study.app, words, catch_exceptions=False)
     with pytest.raises(InputError, match="--exponents"):
         runner.invoke(study.app, ["ratio", "--exponents", "x", *small], catch_exceptions=False)
+
+
+def test_kept_rows_of_memory_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    shared = {**provenance(), "contender": "voxel-unet", "stage": "train", "images_mb": 2.0, "limit_mb": 900}
+    rows = [{**shared, "size": 16, "extra_mb": 40.0, "error": ""}]
+    rows.append({**shared, "size": 32, "extra_mb": "", "error": "exit code 1"})
+    table, picture = tmp_path / "m.csv", tmp_path / "m.png"
+    write_rows(table, rows)
+    runner = CliRunner()
+    words = ["memory-figure", str(table), "--figure", str(picture)]
+    assert runner.invoke(study.app, words, catch_exceptions=False).exit_code == 0
+    assert picture.stat().st_size > 1000
+    write_rows(table, [provenance()])
+    picture.unlink()
+    with pytest.raises(InputError, match="extra_mb"):
+        runner.invoke(study.app, words, catch_exceptions=False)
+    assert not picture.exists()
 
 
 def test_the_contenders_terms_agree_with_ours() -> None:

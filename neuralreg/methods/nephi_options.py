@@ -196,18 +196,21 @@ _FAST = Options(
 PRESETS = {
     "fast": _FAST,
     "paper": Options(),
-    # For synthetic shapes of about 128 x 128 pixels
+    # For synthetic shapes of about 128 x 128 pixels: slower sines, for maps smoother than those of anatomy
     "shapes": Options(
         widths=(16, 32, 32, 32, 32, 32),
         context=True,
         frequencies=32,
         hidden=(64, 64),
-        point_share=0.25,
-        regulariser_bounds=(64, 500),
+        omega=10.0,
+        point_share=0.1,
+        regulariser_bounds=(128, 500),
         regulariser_weight=1.0,
         prior_weight=1e-4,
-        lr=5e-4,
+        lr=1e-3,
         decoder_lr=5e-4,
         final_lr=0.1,
+        refine_code_lr=2e-2,
+        refine_points=500,
     ),
 }
