@@ -12,7 +12,7 @@ from neuralreg import kernels
 from neuralreg.losses import SIMILARITIES, similarity
 from neuralreg.methods import ncf, nephi_options, nir_options
 from neuralreg.methods.ofg_guidance import Energy
-from neuralreg.similarities.mind import box_means, mind, moved
+from neuralreg.similarities.mind import mind, moved
 from neuralreg.similarities.nmi import nmi
 
 MODAL = ("nmi", "mind")
@@ -71,7 +71,7 @@ def plain_mind(image: np.ndarray, window: int, dilation: int) -> np.ndarray:
 
 def smooth(*shape: int) -> torch.Tensor:
     """An image (1, 1, *shape) in [0, 1] with structure of a few voxels."""
-    image = box_means(box_means(torch.rand(1, 1, *shape, dtype=torch.float64), 3), 3)
+    image = kernels.box_mean(torch.rand(1, 1, *shape, dtype=torch.float64), (5,) * len(shape))
     return (image - image.min()) / (image.max() - image.min())
 
 
