@@ -15,7 +15,7 @@ from .windows import windows_of
 
 @torch.library.custom_op("neuralreg::box_mean_forward", mutates_args=())
 def _forward(image: Tensor, window: list[int], adjoint: bool, backend: str) -> Tensor:
-    """The means, or with ``adjoint`` the gradient of an image from that of its means: each is the other's derivative."""
+    """The means, or with ``adjoint`` an image's gradient from that of its means: each is the other's derivative."""
     return registry.implementation("box_mean_forward", backend)(image, window, adjoint)
 
 
