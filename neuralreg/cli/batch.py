@@ -211,12 +211,9 @@ def resolved_options(how: RegisterFlags) -> dict[str, Any]:
     """All options of the method; InputError here, before the first pair, for what would fail with each of them."""
     from dataclasses import asdict
 
-    from neuralreg.cli.flags import parse_options
     from neuralreg.registration import choose, method_module, pick_device
 
-    given = parse_options(how.option or []) | (
-        {} if how.iterations is None else {"iterations": how.iterations}
-    )
+    given = how.options() | ({} if how.iterations is None else {"iterations": how.iterations})
     module = method_module(how.method)
     chosen, _ = choose(module, how.method, how.preset, how.weights, how.refine, given, how.time_budget)
     pick_device(how.device)
