@@ -198,19 +198,24 @@ def known_figures(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in FIGURES if any(line.get(name) is not None for line in lines)]
 
 
-def label_means(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Label -> mean of each of its figures over the pairs that have it."""
-    table: dict[str, dict[str, list[float]]] = {}
+def label_means(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Label -> its figures, as text: the mean over the pairs that have it, and how many those are where not all have."""
+    table: dict[str, dict[str, list[float | None]]] = {}
     for line in lines:
         for name in BY_LABEL:
             for label, value in line.get(name, {}).items():
-                values = table.setdefault(label, {}).setdefault(name, [])
-                if value is not None:
-                    values.append(value)
+                table.setdefault(label, {}).setdefault(name, []).append(value)
     return {
-        label: {name: sum(values) / len(values) for name, values in table[label].items() if values}
+        label: {name: mean_of(values) for name, values in table[label].items()}
         for label in sorted(table, key=int)
     }
+
+
+def mean_of(values: Sequence[float | None]) -> str:
+    """The mean of what is there, with the count where something is missing."""
+    known = [value for value in values if value is not None]
+    text = f"{sum(known) / len(known):.4g}" if known else ""
+    return text if len(known) == len(values) else f"{text} ({len(known)} of {len(values)})".strip()
 
 
 def write_page(out: Path, lines: Sequence[Mapping[str, Any]], command: str) -> Path:
