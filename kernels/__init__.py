@@ -5,6 +5,7 @@ Needs torch alone. Each op is a registered ``torch.library`` op with a hand-writ
 """
 
 from .backends import (  # noqa: F401 (register the backends' kernels)
+    cpu_box,
     cpu_conv,
     cpu_field,
     cpu_image,
@@ -13,6 +14,7 @@ from .backends import (  # noqa: F401 (register the backends' kernels)
     cpu_sampling,
     cpu_ssim,
     cuda,
+    cuda_box,
     cuda_encoding,
     cuda_field,
     cuda_lattice,
@@ -21,6 +23,7 @@ from .backends import (  # noqa: F401 (register the backends' kernels)
     triton_ops,
 )
 from .backends.registry import BackendError, backends, use_backend
+from .box import box_mean
 from .conv import conv_relu_conv
 from .encoding import fourier_encode, hash_encode
 from .field import field, field_jet
@@ -45,6 +48,7 @@ __all__ = [
     "TableAdam",
     "backends",
     "bending_loss",
+    "box_mean",
     "compose",
     "conv_relu_conv",
     "diffusion_loss",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from neuralreg.errors import InputError, NeuralregError
 from neuralreg.manifest import Manifest
-from neuralreg.outputs import write_json
+from neuralreg.outputs import finite, write_json
 from neuralreg.pair_list import PairFiles
 from neuralreg.writing import atomic_path, brief
 
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
 SUMMARY, TABLE, PAGE, REPORT = "summary.json", "summary.csv", "summary.html", "report.html"
 FIGURES = (
-    "dice_mean_before", "dice_mean", "tre_mean_before_mm", "tre_mean_mm", "similarity", "folds_percent", "sdlogj",
+    "dice_mean_before", "dice_mean", "hd95_mean_before_mm", "hd95_mean_mm", "assd_mean_before_mm", "assd_mean_mm",
+    "tre_mean_before_mm", "tre_mean_mm", "similarity", "folds_percent", "sdlogj",
     "inverse_consistency_mm", "wall_seconds",
 )  # fmt: skip
+BY_LABEL = ("dice_before", "dice", "hd95_before_mm", "hd95_mm", "assd_before_mm", "assd_mm")
 
 Register = Callable[[PairFiles], "Registration"]
 Evaluate = Callable[[PairFiles, "Registration"], dict[str, Any]]
@@ -160,9 +162,9 @@ def read_result(pair: PairFiles, folder: Path) -> dict[str, Any]:
 
 
 def line_of(pair: PairFiles, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """A pair's line in the manifest: its figures, where its summary has them."""
-    known = {**summary, **summary["evaluation"]}
-    figures = {name: known[name] for name in FIGURES if known.get(name) is not None}
+    """A pair's line in the manifest: its figures, also those of each label, where its summary has them."""
+    known = finite({**summary, **summary["evaluation"]})
+    figures = {name: known[name] for name in (*FIGURES, *BY_LABEL) if known.get(name) is not None}
     return {"pair": pair.name, "status": "done", **figures, "inputs": pair.inputs()}
 
 
@@ -196,6 +198,26 @@ def known_figures(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in FIGURES if any(line.get(name) is not None for line in lines)]
 
 
+def label_means(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Label -> its figures, as text: the mean over the pairs that have it, and how many those are where not all have."""
+    table: dict[str, dict[str, list[float | None]]] = {}
+    for line in lines:
+        for name in BY_LABEL:
+            for label, value in line.get(name, {}).items():
+                table.setdefault(label, {}).setdefault(name, []).append(value)
+    return {
+        label: {name: mean_of(values) for name, values in table[label].items()}
+        for label in sorted(table, key=int)
+    }
+
+
+def mean_of(values: Sequence[float | None]) -> str:
+    """The mean of what is there, with the count where something is missing."""
+    known = [value for value in values if value is not None]
+    text = f"{sum(known) / len(known):.4g}" if known else ""
+    return text if len(known) == len(values) else f"{text} ({len(known)} of {len(values)})".strip()
+
+
 def write_page(out: Path, lines: Sequence[Mapping[str, Any]], command: str) -> Path:
     """Writes summary.html: figures over the pairs, and a row a pair with a link to its own page."""
     from neuralreg.report import render
@@ -206,6 +228,8 @@ def write_page(out: Path, lines: Sequence[Mapping[str, Any]], command: str) -> P
         title=f"{len(lines)} pairs in {out.name}",
         counts={word: words.count(word) for word in ("done", "failed", "open") if word in words},
         statistics=statistics(lines),
+        labels=label_means(lines),
+        by_label=[name for name in BY_LABEL if any(name in line for line in lines)],
         figures=known_figures(lines),
         lines=lines,
         page=REPORT,
@@ -217,17 +241,18 @@ def write_page(out: Path, lines: Sequence[Mapping[str, Any]], command: str) -> P
 
 
 def write_table(out: Path, lines: Sequence[Mapping[str, Any]]) -> Path:
-    """Writes summary.csv: a row a pair, a column for each figure that any of them has."""
-    names = [
-        "pair",
-        "status",
-        *(name for name in FIGURES if any(line.get(name) is not None for line in lines)),
-        "error",
+    """Writes summary.csv: a row a pair, a column for each figure that any of them has, those of labels last."""
+    rows = [
+        {**line, **{f"{name}_{k}": v for name in BY_LABEL for k, v in line.get(name, {}).items()}}
+        for line in lines
     ]
+    labels = [f"{name}_{label}" for name in BY_LABEL for label in label_means(lines)]
+    figures = [*known_figures(lines), *(name for name in labels if any(name in row for row in rows))]
     with atomic_path(out / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        names = ["pair", "status", *figures, "error"]
         table = csv.DictWriter(file, names, extrasaction="ignore", restval="")
         table.writeheader()
-        table.writerows(lines)
+        table.writerows(rows)
     return out / TABLE
 
 

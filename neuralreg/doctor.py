@@ -214,6 +214,9 @@ def cases() -> dict[str, Case]:
         ),
         "lncc": Case((fixed, warped), lambda t, b: kernels.lncc(t[0], t[1], window=5, backend=b), 1e-5, 1e-3),
         "ssim": Case((fixed, warped), lambda t, b: kernels.ssim(t[0], t[1], window=5, backend=b), 1e-5, 1e-3),
+        "box_mean": Case(
+            (image,), lambda t, b: kernels.box_mean(t[0], window=(2, 3, 5), backend=b), 1e-6, 1e-6
+        ),
         "jacobian_determinant": Case(
             (displacement,), lambda t, b: kernels.jacobian_determinant(*t, backend=b), 1e-5, 1e-5
         ),

@@ -140,7 +140,7 @@ def register(
         device: "auto", "cpu", "cuda", "cuda:0", ...
         threads: CPU threads; None keeps torch's setting.
         progress: called with (iteration, total, loss, stage).
-        **options: the method's own options by name.
+        **options: the method's own options by name; ``similarity`` is one of every method.
 
     Raises:
         InputError: something about the input, told in one line.
@@ -284,6 +284,9 @@ def choose(
     Raises:
         InputError: arguments that do not go together, or weights of another method.
     """
+    if hasattr(module, "compared_by") and "similarity" in options:
+        options = options.copy()
+        options = module.compared_by(options.pop("similarity")) | options
     if weights is None:
         if refine is not None:
             raise InputError("refine belongs to a prediction: give weights, too")

@@ -275,6 +275,56 @@ def test_a_lost_line_is_found_again_and_labels_count(images: Path, tmp_path: Pat
     assert not list(out.glob(".*.tmp"))
 
 
+def test_surfaces_of_every_label(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("surface_distance")
+    for k in range(3):
+        values = blobs(SHAPE, shift=0.5 * k)
+        labels = (values > 30).astype(np.uint8) + (values > 60) + 3 * (values > 80) * (k == 2)
+        save(images / f"s{k}_label.nii.gz", labels.astype(np.uint8))
+    rows = [
+        {
+            "name": f"p{k}",
+            "fixed": "s0_img.nii.gz",
+            "moving": f"s{k}_img.nii.gz",
+            "fixed_label": "s0_label.nii.gz",
+            "moving_label": f"s{k}_label.nii.gz",
+        }
+        for k in (1, 2)
+    ]
+    path, out = table(images, rows), tmp_path / "out"
+    done = call("batch", path, "--out", out, *FAST, "--surface", "--report", "--labels", "1,2,5")
+    assert done.exit_code == 0, done.stderr
+    lines, summary = manifest(out), json.loads((out / "p1" / "summary.json").read_text())["evaluation"]
+    transform = load_transform(out / "p1" / "transform.nii.gz")
+    maps = [images / f"s{k}_label.nii.gz" for k in (0, 1)]
+    expected = overlap(*maps, None, transform, [1, 2, 5], surface=True)
+    for name in ("hd95_mm", "assd_mm", "hd95_before_mm", "assd_before_mm", "dice"):
+        wanted = {str(k): None if np.isnan(v) else pytest.approx(v) for k, v in expected[name].items()}
+        assert summary[name] == lines[0][name] == wanted
+    assert lines[0]["hd95_mean_mm"] == pytest.approx(expected["hd95_mean_mm"])
+    assert 0 < lines[0]["assd_before_mm"]["1"] < 2
+    assert summary["surface_distance"].startswith("surface-distance 0.")
+    assert lines[1]["hd95_mm"]["5"] is None  # in one map alone
+    assert "hd95_mean_mm" not in lines[1]
+    with (out / "summary.csv").open() as file:
+        row, other = csv.DictReader(file)
+    assert float(row["assd_mm_2"]) == lines[0]["assd_mm"]["2"]
+    assert (other["hd95_mm_5"], other["hd95_mean_mm"]) == ("", "")
+    page = (out / "summary.html").read_text()
+    mean = sum(line["assd_mm"]["2"] for line in lines) / 2
+    assert f">{mean:.4g}<" in page[page.index("mean over the pairs") :]
+    assert "(0 of 2)" in page  # label 5 has no distance in either pair
+    without = call("batch", path, "--out", out, *FAST, "--report", "--labels", "1,2,5")
+    assert (without.exit_code, "surface was true, is null" in without.stderr) == (2, True)
+    bare = table(images, [{"fixed": "s0_img.nii.gz", "moving": "s1_img.nii.gz"}])
+    assert "no pair of" in call("batch", bare, "--out", tmp_path / "new", *FAST, "--surface").stderr
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    failed = call("batch", path, "--out", tmp_path / "none", *FAST, "--surface")
+    assert (failed.exit_code, failed.stderr.count("\n")) == (2, 1)
+    assert "pip install 'neuralreg[evaluate]'" in failed.stderr
+    assert not (tmp_path / "none").exists()
+
+
 def results_of(lines: list[dict[str, Any]]) -> list[str]:
     return [line["pair"] for line in lines]
 

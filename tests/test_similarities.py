@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
 
 from neuralreg import kernels
+from neuralreg.errors import InputError
 from neuralreg.losses import SIMILARITIES, similarity
 from neuralreg.methods import ncf, nephi_options, nir_options
 from neuralreg.methods.ofg_guidance import Energy
-from neuralreg.similarities.mind import box_means, mind, moved
+from neuralreg.similarities.mind import mind, moved
 from neuralreg.similarities.nmi import nmi
+from tests.small import blobs, call, save
 
 MODAL = ("nmi", "mind")
 
@@ -71,7 +74,7 @@ def plain_mind(image: np.ndarray, window: int, dilation: int) -> np.ndarray:
 
 def smooth(*shape: int) -> torch.Tensor:
     """An image (1, 1, *shape) in [0, 1] with structure of a few voxels."""
-    image = box_means(box_means(torch.rand(1, 1, *shape, dtype=torch.float64), 3), 3)
+    image = kernels.box_mean(torch.rand(1, 1, *shape, dtype=torch.float64), (5,) * len(shape))
     return (image - image.min()) / (image.max() - image.min())
 
 
@@ -206,8 +209,8 @@ def test_guidance_compares_every_pair_by_itself(name):
     [
         ("nir", {"similarity": "nmi", "sampler": "random"}),
         ("nir", {"similarity": "mind"}),
-        ("ncf", {"photometric": "nmi", "photometric_weight": 1.0}),
-        ("ncf", {"photometric": "mind", "photometric_weight": 1.0}),
+        ("ncf", {"similarity": "nmi"}),
+        ("ncf", {"similarity": "mind", "lncc_window": 3}),
         ("nephi", {"similarity": "nmi"}),
         ("nephi", {"similarity": "mind"}),
     ],
@@ -219,3 +222,34 @@ def test_every_method_fits_with_them(method, options):
     found = neuralreg.register(fixed, 1 - moving, method, iterations=2, threads=1, **options)
     assert torch.isfinite(found.transform.displacement).all()
     assert found.history[-1]["loss"] != found.history[0]["loss"]
+
+
+def test_one_similarity_alone_compares_in_ncf():
+    from neuralreg.registration import choose
+
+    def chosen(preset: str, **options: object) -> dict[str, object]:
+        return vars(choose(ncf, "ncf", preset, None, None, options, None)[0])
+
+    terms = ("photometric", *ncf.WEIGHTS)
+    assert [chosen("fast", similarity="mind")[name] for name in terms] == ["mind", 1.0, 0.0, 0.0, 0.0]
+    assert [chosen("paper", similarity="lncc")[name] for name in terms[1:]] == [0.0, 0.0, 0.0, 1.0]
+    beside = chosen("paper", similarity="ssim", occupancy_weight=0.5)
+    assert [beside[name] for name in terms[1:]] == [0.0, 1.0, 0.5, 0.0]
+    with pytest.raises(InputError, match=r"similarity must be one of lncc, .*, got 'nothing'"):
+        chosen("fast", similarity="nothing")
+
+
+@pytest.mark.parametrize("method", ["nir", "ncf", "nephi"])
+def test_the_flag_chooses_in_every_method(method, tmp_path):
+    for k in range(2):
+        save(tmp_path / f"{k}.nii.gz", blobs((12, 11, 10), shift=0.5 * k))
+    words = ["--fixed", tmp_path / "0.nii.gz", "--moving", tmp_path / "1.nii.gz", "--method", method]
+    words += ["--similarity", "nmi", "--iterations", 2, "--threads", 1]
+    summary = tmp_path / "s.json"
+    done = call("register", *words, "--transform-out", tmp_path / "t.nii.gz", "--summary", summary)
+    assert done.exit_code == 0, done.stderr
+    options = json.loads(summary.read_text())["options"]
+    assert options["photometric" if method == "ncf" else "similarity"] == "nmi"
+    twice = call("register", *words, "--option", "similarity=mind", "--transform-out", tmp_path / "x.nii.gz")
+    assert (twice.exit_code, twice.stderr.count("\n")) == (2, 1)
+    assert "given twice" in twice.stderr

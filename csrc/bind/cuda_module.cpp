@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "bind/cuda.h"
+#include "cuda/box_mean.h"
 #include "cuda/ops.h"
 #include "math/lncc.h"
 
@@ -34,11 +35,21 @@ gpu::SsimShape ssim_shape(int64_t batch, int64_t channels, std::vector<int64_t> 
     return {batch, channels, std::move(size), std::move(window), std::move(weights), c1, c2, valid};
 }
 
+gpu::BoxShape box_shape(int64_t channels, std::vector<int64_t> size, std::vector<int64_t> window,
+                        bool adjoint) {
+    return {channels, std::move(size), std::move(window), adjoint};
+}
+
 template <class T>
 void bind_windows(py::module_& m, const std::string& suffix) {
     const auto def = [&](const char* name, auto&& function) {
         m.def((name + suffix).c_str(), function, Released());
     };
+    def("box_mean", [](const gpu::BoxShape& shape, Address image, Address out, Address scratch, int device,
+                       Address stream) {
+        gpu::box_mean<T>(shape, pointer<T>(image), pointer<T>(out), pointer<void>(scratch),
+                         place(device, stream));
+    });
     def("lncc_forward", [](const gpu::LnccShape& shape, Address fixed, Address warped, Address mask,
                            Address values, Address mean, Address count, const std::vector<Address>& adjoints,
                            Address scratch, int device, Address stream) {
@@ -79,6 +90,9 @@ PYBIND11_MODULE(NR_MODULE_NAME, m) {
         .def(nr::py::init(&nr::lncc_shape));
     nr::py::class_<nr::gpu::SsimShape>(m, "SsimShape", nr::py::module_local())
         .def(nr::py::init(&nr::ssim_shape));
+    nr::py::class_<nr::gpu::BoxShape>(m, "BoxShape", nr::py::module_local())
+        .def(nr::py::init(&nr::box_shape));
+    m.def("box_mean_scratch", &nr::gpu::box_mean_scratch);
     m.def("ssim_forward_scratch", &nr::gpu::ssim_forward_scratch);
     m.def("ssim_backward_scratch", &nr::gpu::ssim_backward_scratch);
     m.def("lncc_forward_scratch", &nr::gpu::lncc_forward_scratch);

@@ -2,6 +2,7 @@
 #include <utility>
 
 #include "bind/bind.h"
+#include "cpu/box_mean.h"
 #include "cpu/ops.h"
 #include "math/lncc.h"
 
@@ -33,6 +34,10 @@ SsimShape ssim_shape(int64_t batch, int64_t channels, std::vector<int64_t> size,
     return {batch, channels, std::move(size), std::move(window), std::move(weights), c1, c2, valid};
 }
 
+BoxShape box_shape(int64_t channels, std::vector<int64_t> size, std::vector<int64_t> window, bool adjoint) {
+    return {channels, std::move(size), std::move(window), adjoint};
+}
+
 }  // namespace
 
 template <class T>
@@ -43,8 +48,12 @@ void bind_image(py::module_& m, const std::string& suffix) {
     if constexpr (std::is_same_v<T, float>) {  // the shapes serve both scalar types
         py::class_<LnccShape>(m, "LnccShape", py::module_local()).def(py::init(&lncc_shape));
         py::class_<SsimShape>(m, "SsimShape", py::module_local()).def(py::init(&ssim_shape));
+        py::class_<BoxShape>(m, "BoxShape", py::module_local()).def(py::init(&box_shape));
     }
     bind_sampling<T>(m, suffix);
+    def("box_mean", [](const BoxShape& shape, Address image, Address out, int threads) {
+        box_mean<T>(shape, pointer<T>(image), pointer<T>(out), threads);
+    });
     def("lncc_forward", [](const LnccShape& shape, Address fixed, Address warped, Address mask,
                            Address values, const std::vector<Address>& adjoints, int threads) {
         const LnccTotal total =

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "cpu/box_items.h"
 #include "cpu/lncc_streams.h"
 #include "cpu/memory.h"
 #include "cpu/ops.h"
@@ -16,34 +17,14 @@ namespace nr {
 
 namespace {
 
-constexpr int64_t kChunkPlanes =
-    64;  // planes that one work item streams; before them it warms up for one window
 constexpr int64_t kSlabPlanes =
     16;  // planes of gradient that the recomputing backward pass finishes at a time
-
-// One work item is a strip of rows times a chunk of planes of one channel.
-struct Items {
-    int64_t rows, strips, chunks, planes, planes_all, rows_all;
-
-    Items(int64_t rows, int64_t rows_all, int64_t planes_all)
-        : rows(rows),
-          strips((rows_all + rows - 1) / rows),
-          chunks((planes_all + kChunkPlanes - 1) / kChunkPlanes),
-          planes((planes_all + chunks - 1) / chunks),
-          planes_all(planes_all),
-          rows_all(rows_all) {}
-    int64_t count() const { return strips * chunks; }
-    int64_t z0(int64_t item) const { return item / strips * planes; }
-    int64_t z1(int64_t item) const { return std::min(planes_all, z0(item) + planes); }
-    int64_t y0(int64_t item) const { return item % strips * rows; }
-    int64_t y1(int64_t item) const { return std::min(rows_all, y0(item) + rows); }
-};
 
 template <class T, bool masked>
 LnccTotal forward(const LnccShape& shape, const T* fixed, const T* warped, const uint8_t* mask, T* values,
                   const std::vector<T*>& adjoints, int threads) {
     const Windows w(shape);
-    const Items items(BoxStream<ReadImages<T, masked>::kFields>::strip(w.y, w.x), w.y.out, w.z.out);
+    const BoxItems items(BoxStream<ReadImages<T, masked>::kFields>::strip(w.y, w.x), w.y.out, w.z.out);
     std::vector<LnccTotal> partial(w.channels * items.count());
     parallel_for(static_cast<int64_t>(partial.size()), threads, 1, [&](int64_t begin, int64_t end, int) {
         Statistics<T, masked> statistics(shape, w, adjoints.size(), items.rows);
@@ -71,7 +52,7 @@ void backward_saved(const LnccShape& shape, const T* upstream, double scale, con
                     const uint8_t* mask, const std::vector<const T*>& adjoints, T* grad_fixed, T* grad_warped,
                     int threads) {
     const Windows w(shape);
-    const Items items(BoxStream<F>::strip(w.y.adjoint(), w.x.adjoint()), w.y.in, w.z.in);
+    const BoxItems items(BoxStream<F>::strip(w.y.adjoint(), w.x.adjoint()), w.y.in, w.z.in);
     parallel_for(w.channels * items.count(), threads, 1, [&](int64_t begin, int64_t end, int) {
         Gradient<T, F> gradient(w, scale, items.rows);
         for (int64_t i = begin; i < end; ++i) {

@@ -56,5 +56,7 @@ for _public in (
         _op = _later("triton_lattice", _public + (_step or "_forward"))
         registry.register(_public + _step, "triton", _op, verified=False)
 
+for _name in ("box_mean", "box_mean_forward"):
+    registry.register(_name, "triton", _later("triton_box_mean", "box_mean_forward"), verified=False)
 registry.register("refine", "triton", _later("triton_refine", "refine_step"), verified=False)
 registry.register("table_adam", "triton", _later("triton_adam", "table_adam"), verified=False)

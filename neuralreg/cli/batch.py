@@ -61,6 +61,14 @@ def command(
             metavar="2,3,4", help="The labels that count; all but 0 by default.", rich_help_panel=INPUTS
         ),
     ] = None,
+    surface: Annotated[
+        bool,
+        typer.Option(
+            "--surface",
+            help="HD95 and ASSD in mm of pairs with label maps, too (needs surface-distance).",
+            rich_help_panel=_OUTPUTS,
+        ),
+    ] = False,
     how: RegisterFlags,
     keep: Annotated[
         str,
@@ -102,6 +110,10 @@ def command(
         from neuralreg.report import require_report
 
         require_report()
+    if surface:
+        from neuralreg.surface import require_surface_distance
+
+        require_surface_distance()
     out = make_folder(out)
 
     from datetime import timedelta
@@ -114,12 +126,15 @@ def command(
     from neuralreg.shards import rank_device, share
 
     listed = read_pairs(pairs, choice)
+    if surface and not any(pair.fixed_label and pair.moving_label for pair in listed):
+        raise InputError(f"--surface measures label maps, and no pair of {pairs} has two; leave it out")
     settings = {
         **{name: value for name, value in arguments.items() if name not in _NO_SETTINGS},
         **resolved_options(how),
         "weights": file_digest(how.weights),
         "keep": [*kept, "report"] if report else kept,
         "labels": wanted,
+        "surface": surface or None,  # as in folders that were begun before there was the flag
         "landmarks_space": landmarks_space,
     }
     with ranks(torch.device("cpu"), timedelta(days=365)) as crew, progress_bar(quiet) as progress:
@@ -130,7 +145,7 @@ def command(
         batch = Batch(
             out,
             registering(arguments, teller),
-            evaluating(wanted, landmarks_space),
+            evaluating(wanted, landmarks_space, surface),
             kept_writers(kept, command_line(context) if report else None),
         )
         tally = batch.run(mine, settings, teller.tell)
@@ -196,12 +211,9 @@ def resolved_options(how: RegisterFlags) -> dict[str, Any]:
     """All options of the method; InputError here, before the first pair, for what would fail with each of them."""
     from dataclasses import asdict
 
-    from neuralreg.cli.flags import parse_options
     from neuralreg.registration import choose, method_module, pick_device
 
-    given = parse_options(how.option or []) | (
-        {} if how.iterations is None else {"iterations": how.iterations}
-    )
+    given = how.options() | ({} if how.iterations is None else {"iterations": how.iterations})
     module = method_module(how.method)
     chosen, _ = choose(module, how.method, how.preset, how.weights, how.refine, given, how.time_budget)
     pick_device(how.device)
@@ -238,14 +250,15 @@ def registering(arguments: dict[str, Any], teller: Teller) -> Register:
     return register
 
 
-def evaluating(labels: list[int] | None, space: str | None) -> Evaluate:
+def evaluating(labels: list[int] | None, space: str | None, surface: bool) -> Evaluate:
     """The function that holds a registration against the labels and landmarks of its pair."""
     from neuralreg.evaluation import distances, overlap
 
     def evaluate(pair: PairFiles, registration: Registration) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if pair.fixed_label and pair.moving_label:
-            found |= overlap(pair.fixed_label, pair.moving_label, None, registration.transform, labels)
+            maps = pair.fixed_label, pair.moving_label
+            found |= overlap(*maps, None, registration.transform, labels, surface)
         if pair.landmarks:
             found |= distances(pair.landmarks, space, registration.transform)
         return found

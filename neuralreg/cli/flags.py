@@ -21,6 +21,8 @@ INPUTS, RUN = "Images", "Registration"
 PAIR_FLAGS = {"fixed", "moving", "fixed_mask", "moving_mask", "initial_transform", "prior"}
 # And those of one pair over several processes.
 TOGETHER_FLAGS = {"margin", "inverse_out"}
+# Flags that are options of the method, and no arguments of neuralreg.register.
+METHOD_FLAGS = {"option", "similarity"}
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,14 @@ class RegisterFlags:
         int | None,
         typer.Option(metavar="STEPS", help="Steps that refine a prediction.", rich_help_panel=RUN),
     ] = None
+    similarity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What the fit climbs: lncc, ssim, ncc, mse, l1, and between modalities nmi or mind.",
+            rich_help_panel=RUN,
+        ),
+    ] = None
     iterations: Annotated[
         int | None,
         typer.Option(help="Iterations in all; the preset's own number by default.", rich_help_panel=RUN),
@@ -127,14 +137,28 @@ class RegisterFlags:
         Raises:
             InputError: a flag's text that cannot be read.
         """
-        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "option"}
+        names = [field.name for field in fields(self) if field.name not in METHOD_FLAGS]
+        given = {name: getattr(self, name) for name in names}
         for name in ("window", "quantiles"):
             given[name] = parse_pair(f"--{name}", given[name])
-        return given | parse_options(self.option or [])
+        return given | self.options()
+
+    def options(self) -> dict[str, Any]:
+        """The options of the method among them.
+
+        Raises:
+            InputError: a flag's text that cannot be read, or an option that is given twice.
+        """
+        options = parse_options(self.option or [])
+        if self.similarity is None:
+            return options
+        if "similarity" in options:
+            raise InputError("--option: 'similarity' is given twice, by --similarity too")
+        return options | {"similarity": self.similarity}
 
 
 # Names that cannot be given as --option.
-OWN_FLAGS = PAIR_FLAGS | TOGETHER_FLAGS | {field.name for field in fields(RegisterFlags)} - {"option"}
+OWN_FLAGS = PAIR_FLAGS | TOGETHER_FLAGS | {field.name for field in fields(RegisterFlags)} - METHOD_FLAGS
 
 
 def with_register_flags(command: Callable[..., None]) -> Callable[..., None]:

@@ -26,7 +26,7 @@ from neuralreg.errors import InputError
 from neuralreg.fields import Field
 from neuralreg.fit import Progress, Step, Stop, minimise
 from neuralreg.kernels.spec import ACTIVATIONS
-from neuralreg.losses import similarity
+from neuralreg.losses import SIMILARITIES, similarity
 from neuralreg.methods.nir import dense_displacement
 from neuralreg.objective import lattice_regularity
 from neuralreg.occupancy import OCCUPANCY_LOSSES, OCCUPIED, occupancy_loss, otsu_threshold, soft_occupancy
@@ -134,6 +134,19 @@ PRESETS = {
     "paper": Options(),
     "paper-encoded": Options(octaves=10, activation="relu", channels=16, lr=1e-3),
 }
+
+
+def compared_by(name: str) -> dict[str, Any]:
+    """The options in which one of SIMILARITIES alone compares the images.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if name not in SIMILARITIES:
+        raise InputError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {name!r}")
+    windowed = name in ("lncc", "ssim")  # these have a term of their own
+    chosen = {f"{name}_weight": 1.0} if windowed else {"photometric": name, "photometric_weight": 1.0}
+    return dict.fromkeys(WEIGHTS, 0.0) | chosen
 
 
 def make_field(options: Options, grid: tuple[int, ...]) -> CorrespondenceField:

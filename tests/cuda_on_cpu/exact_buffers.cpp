@@ -1,9 +1,10 @@
-// Runs every path of the LNCC and SSIM kernels on buffers of exactly the documented size: AddressSanitizer
-// ends the program at the first access beside one.
+// Runs every path of the box mean, LNCC and SSIM kernels on buffers of exactly the documented size:
+// AddressSanitizer ends the program at the first access beside one.
 #include <cmath>
 #include <cstdio>
 #include <vector>
 
+#include "cuda/box_mean.h"
 #include "cuda/ops.h"
 #include "fibers.h"
 #include "math/lncc.h"
@@ -85,6 +86,17 @@ void run_ssim(const nr::gpu::LnccShape& like, int maps, bool recompute) {
                                   grad_warped.data(), more.data(), {});
 }
 
+void run_means(const nr::gpu::LnccShape& like, bool adjoint) {
+    const nr::gpu::BoxShape shape{like.batch * like.channels, like.size, like.window, adjoint};
+    size_t voxels = shape.channels;
+    for (int64_t n : shape.size) voxels *= n;
+    std::vector<float> image(voxels, 0.5f), out(voxels);
+    std::vector<uint8_t> scratch(nr::gpu::box_mean_scratch(shape, 0));
+    nr::gpu::box_mean<float>(shape, image.data(), out.data(), scratch.data(), {});
+    for (float mean : out)
+        if (!std::isfinite(mean)) std::printf("a mean is not finite\n");
+}
+
 }  // namespace
 
 int main() {
@@ -95,6 +107,8 @@ int main() {
               shape_of({4, 22, 36}, {2, 5, 4}, true, 2), shape_of({17, 33}, {5, 3}, true, 0)}) {
             run<float>(shape, 3, false, true);
             run<double>(shape, 5, true, false);
+            run_means(shape, false);
+            run_means(shape, true);
             run_ssim(shape, 3, true);
             run_ssim(shape, 4, false);
         }

@@ -72,6 +72,8 @@ def calls(dtype: torch.dtype) -> dict[str, Call]:
         "warp nearest label": (kernels.warp, [labels, u.detach(), None, "nearest", "border"], {}),
         "warp_with_gradient": (kernels.warp_with_gradient, [f3, u], {}),
         "warp_with_gradient affine": (kernels.warp_with_gradient, [f3, u, leaf(affine), "reflection"], {}),
+        "box_mean": (kernels.box_mean, [f3, (2, 5, 4)], {}),
+        "box_mean 2-D": (kernels.box_mean, [f2], {}),
         "lncc": (kernels.lncc, [f3, w3, 5], {}),
         "lncc to one image": (kernels.lncc, [f3.detach(), w3, 3], {}),
         "lncc map": (kernels.lncc, [f3, w3, (2, 3, 4)], {"reduction": "none", "padding": "valid"}),

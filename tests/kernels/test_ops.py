@@ -18,6 +18,7 @@ from .common import assert_near, serving
 PUBLIC = (
     *("grid_sample", "warp", "warp_with_gradient", "lncc", "ssim", "jacobian_determinant", "jacobian_loss"),
     *(
+        "box_mean",
         "jacobian_penalty",
         "log_jacobian",
         "diffusion_loss",

@@ -19,7 +19,7 @@ CHOSEN += "hash_gradcheck or fourier_gradcheck or hash_float32 or smooth_gradche
 # Files of one process, and the least number of tests in them that have to pass
 FILES = [
     (("lncc", "lncc_gradients"), 80),
-    (("triton_lncc", "triton_ssim", "triton_ops"), 35),
+    (("triton_lncc", "triton_ssim", "triton_ops", "box"), 50),
     (("encoding",), 40),
     (("triton_encoding", "triton_field"), 60),
     (("triton_sampling",), 33),

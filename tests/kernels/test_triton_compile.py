@@ -21,6 +21,7 @@ SUMS, BYTES = ("source", "target", "sums", "counts", "count", "weights"), ("mask
 CASES = {
     "lncc windows": ("triton_lncc_kernels", "windows_pass", LNCC | {"MASKED": True}),
     "lncc gradients": ("triton_lncc_kernels", "gradients_pass", {"MASKED": True, "BOTH": True}),
+    "box sums": ("triton_box_mean", "sums_pass", {}),
     "ssim windows": ("triton_ssim_kernels", "ssim_windows_pass", SSIM),
     "ssim gradients": ("triton_ssim_kernels", "ssim_gradients_pass", {"TAPS": 11, "BOTH": True}),
 }
