@@ -197,14 +197,15 @@ def resolved_options(how: RegisterFlags) -> dict[str, Any]:
     from dataclasses import asdict
 
     from neuralreg.cli.flags import parse_options
+    from neuralreg.precision import check_precision
     from neuralreg.registration import choose, method_module, pick_device
 
-    given = parse_options(how.option or []) | (
-        {} if how.iterations is None else {"iterations": how.iterations}
-    )
+    flags = {"iterations": how.iterations, "precision": how.precision}
+    given = parse_options(how.option or [])
+    given |= {name: value for name, value in flags.items() if value is not None}
     module = method_module(how.method)
     chosen, _ = choose(module, how.method, how.preset, how.weights, how.refine, given, how.time_budget)
-    pick_device(how.device)
+    check_precision(chosen, pick_device(how.device))
     return asdict(chosen)
 
 

@@ -31,6 +31,7 @@ from neuralreg.methods.nir import dense_displacement
 from neuralreg.objective import lattice_regularity
 from neuralreg.occupancy import OCCUPANCY_LOSSES, OCCUPIED, occupancy_loss, otsu_threshold, soft_occupancy
 from neuralreg.pair import Pair
+from neuralreg.precision import PRODUCTS, with_full_products
 from neuralreg.samplers import Downsize, Lattice, lattice_shape, shrunken_grid, smallest_stride
 
 __all__ = ["PRESETS", "Options", "dense_displacement", "fit", "with_at_most"]
@@ -54,6 +55,7 @@ class Options:
     scales: tuple[int, ...] = (
         1,
     )  # how often the images are shrunk, in turn; they share the iterations evenly
+    precision: str = "fp32"  # of the coarse module's products while it is fitted; or bf16
     iterations: int = 300
     lr: float = 3e-4  # of the coarse module
     smoother_lr: float = 1e-3
@@ -83,6 +85,7 @@ class Options:
             ("photometric", ("l1", "mse", "ncc", "nmi", "mind")),
             ("occupancy", (*OCCUPIED, "mask")),
             ("occupancy_loss", OCCUPANCY_LOSSES),
+            ("precision", tuple(PRODUCTS)),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
@@ -145,6 +148,7 @@ def make_field(options: Options, grid: tuple[int, ...]) -> CorrespondenceField:
         omega=options.omega,
         octave_count=options.octaves,
         output=options.output,
+        products=PRODUCTS[options.precision],
     )
     smoother = Smoother(len(grid), options.channels, residual=options.residual)
     step = options.lattice_step or smallest_stride(grid, options.max_points)
@@ -202,6 +206,7 @@ def fit(
         progress=progress,
         watch=None if watch is None else lambda iteration: watch(iteration, field),
     )
+    with_full_products(field)
     return field, history
 
 

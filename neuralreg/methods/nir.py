@@ -35,6 +35,7 @@ from neuralreg.losses import WINDOWED
 from neuralreg.methods.nir_options import PRESETS, Options
 from neuralreg.objective import analytic_regularity, lattice_regularity, sampled_similarity
 from neuralreg.pair import Pair
+from neuralreg.precision import PRODUCTS, with_full_products
 from neuralreg.samplers import (
     Downsize,
     Lattice,
@@ -77,6 +78,7 @@ def make_field(options: Options, ndim: int) -> Field:
         ndim,
         activation,
         (float(options.omega),) * len(options.hidden) if sine else (),
+        products=PRODUCTS[options.precision],
     )
     field = Field(spec, start_at_zero=options.start_at_zero, table_range=options.table_range)
     start_matrix(field.matrix, options.sigma, options.octaves if options.encoding == "octaves" else 0)
@@ -186,7 +188,7 @@ def fit_field(
         watch=None if watch is None else lambda iteration: watch(iteration, whole),
         gather=pair.ranks.sum_gradients if isinstance(pair, Slab) else None,
     )
-    return whole, history
+    return with_full_products(whole), history
 
 
 def with_at_most(options: Options, grid: tuple[int, ...], most: int) -> Options:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from neuralreg.losses import POINTWISE, POOLED, SIMILARITIES, WINDOWED
+from neuralreg.precision import PRODUCTS
 
 ENCODINGS = ("grid", "fourier", "octaves", "none")
 OUTPUTS = ("displacement", "velocity")
@@ -64,6 +65,7 @@ class Options:
     jacobian_threshold: float = 0.4
     diffusion_weight: float = 0.75
     # How it is fitted
+    precision: str = "fp32"  # of the layers' products while it is; or bf16
     iterations: int = 180
     lr: float = 1e-2  # of the layers
     table_lr: float = 2e-2  # of the grid's features
@@ -81,6 +83,7 @@ class Options:
             ("similarity", SIMILARITIES),
             ("padding", ("same", "valid")),
             ("jacobian", ("lattice", "analytic")),
+            ("precision", tuple(PRODUCTS)),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
