@@ -13,6 +13,7 @@ from .backends import (  # noqa: F401 (register the backends' kernels)
     cpu_sampling,
     cpu_ssim,
     cuda,
+    cuda_conv,
     cuda_encoding,
     cuda_field,
     cuda_lattice,

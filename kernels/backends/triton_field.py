@@ -8,8 +8,9 @@ scattered by atomics, or reproducibly: see triton_encoding.py.
 
 Precision: float32 and float64 products in full precision (``input_precision="ieee"``: no tf32), bfloat16 products of
 bfloat16 into float32 sums, activations in float32, rows rounded to bfloat16 between layers, results in bfloat16.
-Coordinates are bfloat16 as well then: 8 bits. A spec whose products are bfloat16 computes so from float32 tensors,
-coordinates whole up to the encoding; a field without one is refused, its first layer would round them. float16 is refused: its gradients would vanish unseen.
+Coordinates are bfloat16 as well then: 8 bits. A spec whose products are bfloat16 computes so from float32 tensors and
+keeps coordinates whole up to the encoding; without an encoding it is refused, for the first layer would round them.
+float16 is refused: its gradients would vanish unseen.
 
 Memory beyond inputs and outputs: at most WORKSPACE bytes of inputs and their gradients for a chunk of points; a copy
 of the weights; for each program the rows of a block of points (a slot a hidden layer, two where it is gated, and one
