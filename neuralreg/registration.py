@@ -21,7 +21,7 @@ from neuralreg.images import Image
 from neuralreg.inputs import read_inputs
 from neuralreg.kernels.backends import native, registry
 from neuralreg.machine import cpu_name, package_version
-from neuralreg.memory import MB, most_points, peak_bytes
+from neuralreg.memory import MB, Holding, most_points, peak_bytes
 from neuralreg.metrics import folds_percent, sdlogj
 from neuralreg.options import resolve
 from neuralreg.pair import Pair
@@ -210,7 +210,8 @@ def register(
         )
         del scaled
         if max_memory is not None:
-            chosen = module.with_at_most(chosen, pair.grid, most_points(max_memory, pair))
+            holding = module.holding(chosen) if hasattr(module, "holding") else Holding()
+            chosen = module.with_at_most(chosen, pair.grid, most_points(max_memory, pair, holding))
         if trainee is None:
             field, history = module.fit(pair, chosen, seed=seed, progress=progress, seconds=time_budget)
         else:

@@ -27,6 +27,7 @@ from neuralreg.fields import Field
 from neuralreg.fit import Progress, Step, Stop, minimise
 from neuralreg.kernels.spec import ACTIVATIONS
 from neuralreg.losses import similarity
+from neuralreg.memory import Holding
 from neuralreg.methods.nir import dense_displacement
 from neuralreg.objective import lattice_regularity
 from neuralreg.occupancy import OCCUPANCY_LOSSES, OCCUPIED, occupancy_loss, otsu_threshold, soft_occupancy
@@ -34,7 +35,7 @@ from neuralreg.pair import Pair
 from neuralreg.precision import PRODUCTS, with_full_products
 from neuralreg.samplers import Downsize, Lattice, lattice_shape, shrunken_grid, smallest_stride
 
-__all__ = ["PRESETS", "Options", "dense_displacement", "fit", "with_at_most"]
+__all__ = ["PRESETS", "Options", "dense_displacement", "fit", "holding", "with_at_most"]
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,12 @@ def with_at_most(options: Options, grid: tuple[int, ...], most: int) -> Options:
         stride=fits(options.stride),
         lattice_step=fits(options.lattice_step),
     )
+
+
+def holding(options: Options) -> Holding:
+    """The memory of a fit: a point of the field's lattice and one that the losses look at, as many of each."""
+    point = 190.0 + (1050.0 if options.photometric_weight and options.photometric == "mind" else 0.0)
+    return Holding(point, image=40 if options.occupancy_weight else 20)
 
 
 def fit(

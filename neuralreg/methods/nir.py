@@ -32,7 +32,8 @@ from neuralreg.fields import (
 from neuralreg.fit import Progress, Step, Stop, minimise
 from neuralreg.kernels.spec import FieldSpec, Fourier, HashGrid
 from neuralreg.losses import WINDOWED
-from neuralreg.methods.nir_options import PRESETS, Options
+from neuralreg.memory import SLAB_POINTS
+from neuralreg.methods.nir_options import PRESETS, Options, holding
 from neuralreg.objective import analytic_regularity, lattice_regularity, sampled_similarity
 from neuralreg.pair import Pair
 from neuralreg.precision import PRODUCTS, with_full_products
@@ -52,9 +53,17 @@ from neuralreg.sharded.boxes import Box, shape_of
 from neuralreg.sharded.boxes import whole as whole_box
 from neuralreg.sharded.slab import Slab, Stage
 
-__all__ = ["PRESETS", "Options", "dense_displacement", "fit", "make_field", "make_stages", "with_at_most"]
+__all__ = [
+    "PRESETS",
+    "Options",
+    "dense_displacement",
+    "fit",
+    "holding",
+    "make_field",
+    "make_stages",
+    "with_at_most",
+]
 
-SLAB_POINTS = 1 << 19  # points asked at once when the whole grid is evaluated
 DENSE_SQUARINGS = 7  # of a whole velocity field, once
 JITTERS = {"downsize": "shared", "center": "none", "jitter": "voxels", "continuous": "anywhere"}
 
@@ -81,6 +90,7 @@ def make_field(options: Options, ndim: int) -> Field:
         products=PRODUCTS[options.precision],
     )
     field = Field(spec, start_at_zero=options.start_at_zero, table_range=options.table_range)
+    field.recompute = True if options.recompute else None
     start_matrix(field.matrix, options.sigma, options.octaves if options.encoding == "octaves" else 0)
     if sine:
         layers = len(options.hidden) + (not options.start_at_zero)
@@ -194,6 +204,8 @@ def fit_field(
 def with_at_most(options: Options, grid: tuple[int, ...], most: int) -> Options:
     """The options with at most that many points an iteration: a wider stride, fewer patches or random points.
 
+    What the points were encoded to is computed again rather than kept.
+
     Raises:
         InputError: a single patch, or the whole grid where sampler "whole" asks for it, is more than that.
     """
@@ -213,6 +225,7 @@ def with_at_most(options: Options, grid: tuple[int, ...], most: int) -> Options:
         max_points=min(options.max_points, most),
         stride=0 if wide else options.stride,
         patches=max(1, min(options.patches, most // patch)),
+        recompute=True,
     )
 
 
