@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from neuralreg.errors import InputError
+from neuralreg.kernels import use_backend
 from neuralreg.memory import FEWEST_POINTS, MB, Holding, held_bytes, most_points, peak_bytes
-from neuralreg.methods.nir import PRESETS, with_at_most
+from neuralreg.methods import ncf, nir
+from neuralreg.methods.nir import PRESETS, make_field, with_at_most
 from neuralreg.pair import Pair
 
 GRID = (160, 192, 224)
@@ -62,6 +64,30 @@ def test_fewer_points(changes, most, expected):
 def test_what_cannot_be_made_smaller_is_told(sampler):
     with pytest.raises(InputError, match=f"sampler {sampler} takes"):
         with_at_most(replace(PRESETS["fast"], sampler=sampler), GRID, 20_000)
+
+
+def test_under_a_limit_large_tables_are_read_again():
+    """Their points' features are as many numbers as the layers' inputs, kept or not."""
+    options = replace(
+        PRESETS["fast"], levels=3, base=60, finest=64, log2_table_size=18, hidden=(16,), min_cell=0.0
+    )
+    x = torch.rand(1000, 3)
+    for chosen, features in ((options, 12 * 1000), (with_at_most(options, GRID, 50_000), 0)):
+        y = make_field(chosen, 3)(x)
+        assert [t.numel() for t in y.grad_fn.saved_tensors[:2]] == [x.numel(), features]
+
+
+def test_what_is_not_counted_is_refused():
+    image = torch.rand(1, 1, 20, 20, 20)
+    pair = Pair(image, image, torch.eye(3, 4))
+    with use_backend("reference"), pytest.raises(InputError, match="with the backend reference on cpu"):
+        most_points(10_000, pair, Holding())
+
+
+@pytest.mark.parametrize("method", [nir, ncf])
+def test_presets_say_what_they_hold(method):
+    for options in method.PRESETS.values():
+        assert 100 < method.holding(options).point < 500
 
 
 # Small fields: layers are not what memory goes to. Points enough that they outweigh the rest.

@@ -192,4 +192,4 @@ def holding(options: Options) -> Holding:
         point += _SQUARING
     if options.hybrid:
         point += _HYBRID
-    return Holding(point, voxel=84.0 if squared else 52.0)
+    return Holding(point, voxel=66.0 if squared else 52.0)
