@@ -15,6 +15,7 @@ from .backends import (  # noqa: F401 (register the backends' kernels)
     cpu_ssim,
     cuda,
     cuda_box,
+    cuda_conv,
     cuda_encoding,
     cuda_field,
     cuda_lattice,

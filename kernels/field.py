@@ -209,9 +209,10 @@ def field(
 
     Raises:
         ValueError: a shape or dtype does not fit the spec; nothing can be kept here (recompute=False).
+        BackendError: ``spec.products`` "bfloat16" on the cpu backend.
     """
     tensors = _tensors("field", x, params, spec, latent, volume)
-    chosen = registry.choose("field", x.device, backend)
+    chosen = _chosen("field", x, spec, backend)
     if chosen == "reference":
         return reference.field(x, tensors, spec)
     ints, floats = flatten(spec)
@@ -251,13 +252,28 @@ def field_jet(
     tensors = _tensors("field_jet", x, params, spec, latent, volume)
     if spec.ndim not in (2, 3):
         raise ValueError(f"field_jet: ndim must be 2 or 3, got {spec.ndim}")
-    chosen = registry.choose("field_jet", x.device, backend)
+    chosen = _chosen("field_jet", x, spec, backend)
     if chosen == "reference":
         return reference.field_jet(x, tensors, spec)
     ints, floats = flatten(spec)
     keep = _keep("field_jet", x, tensors, spec, 1 + spec.ndim, recompute, chosen)
     y, jacobian, _ = _jet_forward(x, tensors, ints, floats, keep, chosen)
     return y, jacobian
+
+
+def _chosen(op: str, x: Tensor, spec: FieldSpec, backend: str | None) -> str:
+    """The backend that serves a spec."""
+    chosen = registry.choose(op, x.device, backend)
+    if spec.products == "full":
+        return chosen
+    if chosen == "cpu":
+        raise registry.BackendError(
+            f"{op}: the backend 'cpu' computes products in full: bfloat16 ones need a GPU, or the reference backend, "
+            "which emulates them"
+        )
+    if x.dtype != torch.float32:
+        raise ValueError(f"{op}: products in bfloat16 take float32 tensors, got {x.dtype}")
+    return chosen
 
 
 def _keep(

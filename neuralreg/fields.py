@@ -35,8 +35,11 @@ class Field(nn.Module):
     """A field of any :class:`~neuralreg.kernels.FieldSpec`: parameters and their first values.
 
     ``table`` or ``matrix`` (a fixed buffer) holds the encoding, ``weights`` the layers. The last layer starts at zero
-    when ``start_at_zero``, so that the first displacement is none.
+    when ``start_at_zero``, so that the first displacement is none. ``recompute`` is as in
+    :func:`neuralreg.kernels.field`.
     """
+
+    recompute: bool | None = None
 
     def __init__(self, spec: FieldSpec, *, start_at_zero: bool = True, table_range: float = 1e-2) -> None:
         super().__init__()
@@ -71,13 +74,15 @@ class Field(nn.Module):
         return self.weights[at], self.weights[at + 1]
 
     def forward(self, x: Tensor, *, latent: Tensor | None = None, volume: Tensor | None = None) -> Tensor:
-        return kernels.field(x, [*self.encoding, *self.weights], self.spec, latent=latent, volume=volume)
+        params = [*self.encoding, *self.weights]
+        return kernels.field(x, params, self.spec, latent=latent, volume=volume, recompute=self.recompute)
 
     def jet(
         self, x: Tensor, *, latent: Tensor | None = None, volume: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """y (N, out) and J (N, out, ndim), ``J[n, i, k] = dy_i / dx_k``; see :func:`neuralreg.kernels.field_jet`."""
-        return kernels.field_jet(x, [*self.encoding, *self.weights], self.spec, latent=latent, volume=volume)
+        params = [*self.encoding, *self.weights]
+        return kernels.field_jet(x, params, self.spec, latent=latent, volume=volume, recompute=self.recompute)
 
     def describe(self) -> dict[str, Any]:
         """Spec and tensors in plain types, for :func:`load_field`."""
@@ -242,7 +247,7 @@ class VelocityField(Field):
         nn.Module.__init__(self)
         output = "velocity" if bounded else "displacement"
         self.spec = replace(field.spec, output=output, flow=Flow(time, steps, scheme))
-        self.table, self.weights = field.table, field.weights
+        self.table, self.weights, self.recompute = field.table, field.weights, field.recompute
         if field.matrix is None:
             self.matrix = None
         else:
@@ -259,7 +264,7 @@ class SquaredField(VelocityField):
     def velocity(self, x: Tensor) -> Tensor:
         """(N, ndim) velocity at x."""
         spec = replace(self.spec, flow=None)
-        return kernels.field(x, [*self.encoding, *self.weights], spec)
+        return kernels.field(x, [*self.encoding, *self.weights], spec, recompute=self.recompute)
 
     def squared(self, velocity: Tensor, squarings: int) -> Tensor:
         """The displacement (1, ndim, *lattice) of the flow's end from velocities there, both in lattice steps."""

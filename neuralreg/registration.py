@@ -22,10 +22,11 @@ from neuralreg.images import Image
 from neuralreg.inputs import read_inputs
 from neuralreg.kernels.backends import native, registry
 from neuralreg.machine import cpu_name, package_version
-from neuralreg.memory import MB, most_points, peak_bytes
+from neuralreg.memory import MB, Holding, most_points, peak_bytes
 from neuralreg.metrics import folds_percent, sdlogj
 from neuralreg.options import resolve
 from neuralreg.pair import Pair
+from neuralreg.precision import check_precision
 from neuralreg.saved_field import save_field
 from neuralreg.start.choose import SIMILARITY, check_start, find_start, read_initial
 from neuralreg.transforms import SpatialMap, Transform, inverse_consistency
@@ -99,6 +100,7 @@ def register(
     iterations: int | None = None,
     time_budget: float | None = None,
     max_memory: float | None = None,
+    precision: str | None = None,
     seed: int = 0,
     deterministic: bool = False,
     device: str = "auto",
@@ -135,6 +137,8 @@ def register(
             learning rate follow the clock. Reading, the start, evaluating and writing come on top.
         max_memory: megabytes of resident memory that the process may reach; iterations then look at fewer points
             (wider strides, fewer patches). An error says so where the images alone need more.
+        precision: "fp32", or "bf16" where a GPU's kernels multiply the layers' factors so; the map that was fitted is
+            always asked in float32. None is the method's own. Methods "nir" and "ncf".
         seed: of every random choice.
         deterministic: let torch use deterministic algorithms alone; on the CPU nothing changes by it.
         device: "auto", "cpu", "cuda", "cuda:0", ...
@@ -147,10 +151,13 @@ def register(
     """
     wall, cpu = time.perf_counter(), time.process_time()
     module = method_module(method)
+    target = pick_device(device)
     if iterations is not None:
         options["iterations"] = iterations
+    if precision is not None:
+        options["precision"] = precision
     chosen, trainee = choose(module, method, preset, weights, refine, options, time_budget)
-    target = pick_device(device)
+    check_precision(chosen, target)
     if time_budget is not None and not time_budget > 0:
         raise InputError(f"time_budget must be more than 0 seconds, got {time_budget}")
     deterministic_before = torch.are_deterministic_algorithms_enabled()
@@ -204,7 +211,8 @@ def register(
         )
         del scaled
         if max_memory is not None:
-            chosen = module.with_at_most(chosen, pair.grid, most_points(max_memory, pair))
+            holding = module.holding(chosen) if hasattr(module, "holding") else Holding()
+            chosen = module.with_at_most(chosen, pair.grid, most_points(max_memory, pair, holding))
         if trainee is None:
             field, history = module.fit(pair, chosen, seed=seed, progress=progress, seconds=time_budget)
         else:

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from neuralreg.errors import InputError
-from neuralreg.memory import FEWEST_POINTS, MB, held_bytes, most_points, peak_bytes
-from neuralreg.methods.nir import PRESETS, with_at_most
+from neuralreg.kernels import use_backend
+from neuralreg.memory import FEWEST_POINTS, MB, Holding, held_bytes, most_points, peak_bytes
+from neuralreg.methods import ncf, nir
+from neuralreg.methods.nir import PRESETS, make_field, with_at_most
 from neuralreg.pair import Pair
 from tests.processes import python
 
@@ -29,12 +31,12 @@ def test_room_grows_with_the_limit_and_too_little_is_told():
     image = torch.rand(1, 1, 60, 60, 60)
     pair = Pair(image, image, torch.eye(3, 4))
     held = held_bytes() / MB
-    less, more = (most_points(held + extra, pair) for extra in (60, 300))
+    less, more = (most_points(held + extra, pair, Holding()) for extra in (60, 300))
     assert FEWEST_POINTS < less < more
     with pytest.raises(
         InputError, match=r"max_memory 100 MB cannot be met: .* give at least \d+ MB"
     ) as caught:
-        most_points(100, pair)
+        most_points(100, pair, Holding())
     assert "\n" not in str(caught.value)
 
 
@@ -53,7 +55,7 @@ def test_room_grows_with_the_limit_and_too_little_is_told():
 def test_fewer_points(changes, most, expected):
     options = replace(PRESETS["fast"], **changes)
     found = with_at_most(options, GRID, most)
-    wanted = {"patches": min(8, max(1, most // 32**3))} | expected
+    wanted = {"patches": min(8, max(1, most // 32**3)), "recompute": True} | expected
     assert found == replace(options, **wanted)
 
 
@@ -63,25 +65,79 @@ def test_what_cannot_be_made_smaller_is_told(sampler):
         with_at_most(replace(PRESETS["fast"], sampler=sampler), GRID, 20_000)
 
 
-def test_a_run_stays_below_its_limit():
-    """In a process of its own: a million voxels, a limit that forces fewer points than the preset asks for."""
-    code = """
-import json, sys, torch
+def test_under_a_limit_large_tables_are_read_again():
+    """Their points' features are as many numbers as the layers' inputs, kept or not."""
+    options = replace(
+        PRESETS["fast"], levels=3, base=60, finest=64, log2_table_size=18, hidden=(16,), min_cell=0.0
+    )
+    x = torch.rand(1000, 3)
+    for chosen, features in ((options, 12 * 1000), (with_at_most(options, GRID, 50_000), 0)):
+        y = make_field(chosen, 3)(x)
+        assert [t.numel() for t in y.grad_fn.saved_tensors[:2]] == [x.numel(), features]
+
+
+def test_what_is_not_counted_is_refused():
+    image = torch.rand(1, 1, 20, 20, 20)
+    pair = Pair(image, image, torch.eye(3, 4))
+    with use_backend("reference"), pytest.raises(InputError, match="with the backend reference on cpu"):
+        most_points(10_000, pair, Holding())
+
+
+@pytest.mark.parametrize("method", [nir, ncf])
+def test_presets_say_what_they_hold(method):
+    for options in method.PRESETS.values():
+        assert 100 < method.holding(options).point < 500
+
+
+# Small fields: layers are not what memory goes to. Points enough that they outweigh the rest.
+SMALL = "levels=3,hidden=(16,)"
+RUNS = {
+    "fast": SMALL,
+    "fast-diffeomorphic": SMALL + ",preset='fast-diffeomorphic'",
+    "fast-lung": SMALL + ",preset='fast-lung'",
+    "paper-displacement": "preset='paper-displacement',hidden=(16,),stride=0",
+    "paper-diffeomorphic": "preset='paper-diffeomorphic',hidden=(16,),stride=0",
+    "paper-hybrid": "preset='paper-hybrid',hidden=(16,),stride=0",
+    "analytic": SMALL + ",jacobian='analytic'",
+    "random": SMALL + ",sampler='random',similarity='mse'",
+    "mind": SMALL + ",similarity='mind'",
+    "ncf fast": "method='ncf',hidden=(16,16)",
+    "ncf paper": "method='ncf',preset='paper',hidden=(16,16)",
+    "ncf paper-encoded": "method='ncf',preset='paper-encoded',hidden=(16,16)",
+}
+QUICK = ("fast", "analytic", "ncf fast")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.thorough) for name in RUNS]
+)
+def test_a_run_stays_below_its_limit(name):
+    """In a process of its own: a limit that leaves room for just the points of the grid."""
+    code = f"""
+import json, torch
 from neuralreg import register
 from neuralreg.images import Image
 from neuralreg.memory import MB, held_bytes
+from neuralreg.options import resolve
+from neuralreg.registration import method_module
 import numpy as np
 torch.manual_seed(0)
 torch.set_num_threads(1)
-data = torch.nn.functional.interpolate(torch.rand(2, 1, 9, 9, 9), size=(100, 100, 100), mode="trilinear")
+data = torch.nn.functional.interpolate(torch.rand(2, 1, 9, 9, 9), size=(60, 60, 60), mode="trilinear")
 images = [Image(d[0].clone(), np.eye(4)) for d in data]
-register(images[0], images[1], iterations=1, scales=(4,))  # libraries and thread pools
-limit = held_bytes() / MB + 70
-found = register(images[0], images[1], iterations=4, max_memory=limit)
+options = dict({RUNS[name]})
+register(*images, **options, **dict(iterations=1, scales=(3,), max_points=3000))  # libraries and thread pools
+options |= dict(iterations=2, scales=(1,), max_points=300_000)
+method, preset = options.pop("method", "nir"), options.pop("preset", "fast")
+module = method_module(method)
+holding = module.holding(resolve(module.PRESETS, preset, options, method))
+room = holding.scratch + 60**3 * (holding.image + holding.point)
+limit = (held_bytes() + 1.02 * room) / MB + 3
+found = register(*images, method, preset, **options, max_memory=limit)
 print(json.dumps([limit, found.summary["peak_memory_mb"], found.summary["options"]["max_points"]]))
 """
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
     limit, peak, points = json.loads(done.stdout.splitlines()[-1])
-    assert points < 300_000
+    assert 60**3 <= points < 300_000, "an iteration sees every voxel, and the limit counts"
     assert peak < 1.02 * limit

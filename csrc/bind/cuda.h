@@ -8,6 +8,7 @@ namespace nr {
 
 inline gpu::Where place(int device, Address stream) { return {device, pointer<void>(stream)}; }
 
+void bind_cuda_conv(py::module_& m);
 void bind_cuda_encoding(py::module_& m);
 void bind_cuda_field(py::module_& m);
 void bind_cuda_lattice(py::module_& m);

@@ -97,6 +97,7 @@ PYBIND11_MODULE(NR_MODULE_NAME, m) {
     m.def("ssim_backward_scratch", &nr::gpu::ssim_backward_scratch);
     m.def("lncc_forward_scratch", &nr::gpu::lncc_forward_scratch);
     m.def("lncc_backward_scratch", &nr::gpu::lncc_backward_scratch);
+    nr::bind_cuda_conv(m);
     nr::bind_cuda_encoding(m);
     nr::bind_cuda_field(m);
     nr::bind_cuda_lattice(m);

@@ -65,7 +65,7 @@ __device__ __forceinline__ void multiply_for(const Network<T>& net, const FieldL
     const int depth = transposed ? layer.fan_out : layer.fan_in,
               columns = transposed ? layer.fan_in : layer.fan_out;
     if constexpr (sizeof(T) == sizeof(float))
-        if (net.bfloat16) {
+        if (net.bfloat16 && depth > kNarrow) {  // narrow: plain coordinates, which must not lose bits
             multiply<Bfloat16Product, transposed>(from, depth, columns, layer.weight, stage, to, finish);
             return;
         }

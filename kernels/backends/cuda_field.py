@@ -2,7 +2,8 @@
 
 float32 and float64 are computed as such, by plain multiply-adds. bfloat16 tensors take tensor cores: the
 factors of matrix products wider than 8 are rounded to bfloat16, sums and everything else are float32, results
-are converted back; coordinates have 8 bits then. float16 is computed in float32 and converted back.
+are converted back; coordinates have 8 bits then. A spec whose products are bfloat16 has the same of float32 tensors,
+coordinates whole. float16 is computed in float32 and converted back.
 
 Device memory beyond inputs and outputs: the scratch of csrc/cuda/field.h, at most 256 MiB unless one block
 alone needs more; in the backward of grids and latent volumes the gradients of their features for at most
@@ -92,7 +93,7 @@ class _Network:
         self.latent_rows = self.tensors[after].shape[0] if spec.latent else 1
         self.volume = after + int(spec.latent > 0) if spec.latent_volume else None
         self.shape = self._shape()
-        self.shape.bfloat16 = x.dtype == torch.bfloat16
+        self.shape.bfloat16 = x.dtype == torch.bfloat16 or spec.products == "bfloat16"
 
     def _shape(self) -> Any:
         spec, encoding = self.spec, self.spec.encoding

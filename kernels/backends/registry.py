@@ -96,7 +96,7 @@ def choose(op: str, device: torch.device, requested: str | None = None) -> str:
         BackendError: an explicit choice cannot serve this op on this device; the message says why.
     """
     if requested is None:
-        requested = _stack[-1] if _stack else _environment
+        requested = _requested()
     kind = device.type
     if requested is not None:
         if requested == "reference":
@@ -115,6 +115,15 @@ def choose(op: str, device: torch.device, requested: str | None = None) -> str:
     if not _fallback_told and not torch.compiler.is_compiling():
         _tell_fallback(op, kind)
     return "reference"
+
+
+def asked_for(backend: str) -> bool:
+    """Whether ``use_backend`` or NEURALREG_BACKEND names this backend now."""
+    return _requested() == backend
+
+
+def _requested() -> str | None:
+    return _stack[-1] if _stack else _environment
 
 
 class use_backend:

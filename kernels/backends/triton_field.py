@@ -8,7 +8,9 @@ scattered by atomics, or reproducibly: see triton_encoding.py.
 
 Precision: float32 and float64 products in full precision (``input_precision="ieee"``: no tf32), bfloat16 products of
 bfloat16 into float32 sums, activations in float32, rows rounded to bfloat16 between layers, results in bfloat16.
-Coordinates are bfloat16 as well then: 8 bits. float16 is refused: its gradients would vanish unseen.
+Coordinates are bfloat16 as well then: 8 bits. A spec whose products are bfloat16 computes so from float32 tensors and
+keeps coordinates whole up to the encoding; without an encoding it is refused, for the first layer would round them.
+float16 is refused: its gradients would vanish unseen.
 
 Memory beyond inputs and outputs: at most WORKSPACE bytes of inputs and their gradients for a chunk of points; a copy
 of the weights; for each program the rows of a block of points (a slot a hidden layer, two where it is gated, and one
@@ -62,6 +64,12 @@ class Call:
             raise registry.BackendError(
                 f"the triton field takes float32, float64 and bfloat16, not {x.dtype}"
             )
+        self.dtype = torch.bfloat16 if spec.products == "bfloat16" else x.dtype
+        if spec.encoding is None and self.dtype != x.dtype:
+            raise registry.BackendError(
+                "the triton field rounds what its layers read: without an encoding coordinates would have 8 bits left; "
+                "the cuda backend keeps them"
+            )
         self.spec, self.x = spec, x.contiguous()
         rest = [t.contiguous() for t in tensors]
         self.given = [t.shape for t in tensors]
@@ -69,8 +77,8 @@ class Call:
         self.latent = rest.pop(0) if spec.latent else None
         self.volume = rest.pop(0) if spec.latent_volume else None
         self.layers = rest
-        self.layout = layout_of(spec, x.dtype, jet, SHARE, BLOCK)
-        self.params = torch.cat([t.reshape(-1) for t in rest])
+        self.layout = layout_of(spec, self.dtype, jet, SHARE, BLOCK)
+        self.params = torch.cat([t.reshape(-1) for t in rest]).to(self.dtype)
 
     def forward(self) -> tuple[Tensor, Tensor]:
         n, layout, x = len(self.x), self.layout, self.x
@@ -134,7 +142,7 @@ class Call:
         layout = self.layout
         programs = min(_programs(self.x.device, backward), chunk // layout.block)
         size = layout.planes * chunk * layout.stride
-        work = self.x.new_empty(size + programs * layout.slots * layout.slot)
+        work = self.x.new_empty(size + programs * layout.slots * layout.slot, dtype=self.dtype)
         return work[:size].view(layout.planes, chunk, layout.stride), work, programs
 
     def _encode(self, inputs: Tensor, part: slice) -> None:

@@ -211,12 +211,14 @@ def resolved_options(how: RegisterFlags) -> dict[str, Any]:
     """All options of the method; InputError here, before the first pair, for what would fail with each of them."""
     from dataclasses import asdict
 
+    from neuralreg.precision import check_precision
     from neuralreg.registration import choose, method_module, pick_device
 
-    given = how.options() | ({} if how.iterations is None else {"iterations": how.iterations})
+    flags = {"iterations": how.iterations, "precision": how.precision}
+    given = how.options() | {name: value for name, value in flags.items() if value is not None}
     module = method_module(how.method)
     chosen, _ = choose(module, how.method, how.preset, how.weights, how.refine, given, how.time_budget)
-    pick_device(how.device)
+    check_precision(chosen, pick_device(how.device))
     return asdict(chosen)
 
 

@@ -113,6 +113,14 @@ class RegisterFlags:
             rich_help_panel=RUN,
         ),
     ] = None
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="fp32|bf16",
+            help="Of the network's products while it is fitted; bf16 on GPUs.",
+            rich_help_panel=RUN,
+        ),
+    ] = None
     option: Annotated[
         list[str] | None,
         typer.Option(

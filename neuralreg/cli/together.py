@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SERVED = {
     "method", "preset", "fixed_mask", "moving_mask", "initial_transform", "window", "quantiles", "nan_to", "iterations",
-    "seed", "deterministic", "device", "threads", "margin",
+    "precision", "seed", "deterministic", "device", "threads", "margin",
 }  # fmt: skip
 WRITERS: dict[str, Callable[[Part, Path | None], None]] = {
     "--transform-out": lambda part, path: part.save_transform(path),

@@ -27,13 +27,15 @@ from neuralreg.fields import Field
 from neuralreg.fit import Progress, Step, Stop, minimise
 from neuralreg.kernels.spec import ACTIVATIONS
 from neuralreg.losses import SIMILARITIES, similarity
+from neuralreg.memory import Holding
 from neuralreg.methods.nir import dense_displacement
 from neuralreg.objective import lattice_regularity
 from neuralreg.occupancy import OCCUPANCY_LOSSES, OCCUPIED, occupancy_loss, otsu_threshold, soft_occupancy
 from neuralreg.pair import Pair
+from neuralreg.precision import PRODUCTS, with_full_products
 from neuralreg.samplers import Downsize, Lattice, lattice_shape, shrunken_grid, smallest_stride
 
-__all__ = ["PRESETS", "Options", "dense_displacement", "fit", "with_at_most"]
+__all__ = ["PRESETS", "Options", "dense_displacement", "fit", "holding", "with_at_most"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Options:
     scales: tuple[int, ...] = (
         1,
     )  # how often the images are shrunk, in turn; they share the iterations evenly
+    precision: str = "fp32"  # of the coarse module's products while it is fitted; or bf16
     iterations: int = 300
     lr: float = 3e-4  # of the coarse module
     smoother_lr: float = 1e-3
@@ -83,6 +86,7 @@ class Options:
             ("photometric", ("l1", "mse", "ncc", "nmi", "mind")),
             ("occupancy", (*OCCUPIED, "mask")),
             ("occupancy_loss", OCCUPANCY_LOSSES),
+            ("precision", tuple(PRODUCTS)),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
@@ -158,6 +162,7 @@ def make_field(options: Options, grid: tuple[int, ...]) -> CorrespondenceField:
         omega=options.omega,
         octave_count=options.octaves,
         output=options.output,
+        products=PRODUCTS[options.precision],
     )
     smoother = Smoother(len(grid), options.channels, residual=options.residual)
     step = options.lattice_step or smallest_stride(grid, options.max_points)
@@ -177,6 +182,12 @@ def with_at_most(options: Options, grid: tuple[int, ...], most: int) -> Options:
         stride=fits(options.stride),
         lattice_step=fits(options.lattice_step),
     )
+
+
+def holding(options: Options) -> Holding:
+    """The memory of a fit: a point of the field's lattice and one that the losses look at, as many of each."""
+    point = 190.0 + (1050.0 if options.photometric_weight and options.photometric == "mind" else 0.0)
+    return Holding(point, image=40 if options.occupancy_weight else 20)
 
 
 def fit(
@@ -215,6 +226,7 @@ def fit(
         progress=progress,
         watch=None if watch is None else lambda iteration: watch(iteration, field),
     )
+    with_full_products(field)
     return field, history
 
 

@@ -34,9 +34,11 @@ from neuralreg.fields import (
 from neuralreg.fit import Progress, Step, Stop, minimise
 from neuralreg.kernels.spec import FieldSpec, Fourier, HashGrid
 from neuralreg.losses import WINDOWED
-from neuralreg.methods.nir_options import PRESETS, Options
+from neuralreg.memory import SLAB_POINTS
+from neuralreg.methods.nir_options import PRESETS, Options, holding
 from neuralreg.objective import analytic_regularity, lattice_regularity, one_step_beyond, sampled_similarity
 from neuralreg.pair import Images, Shown
+from neuralreg.precision import PRODUCTS, with_full_products
 from neuralreg.samplers import (
     Downsize,
     Patches,
@@ -49,9 +51,17 @@ from neuralreg.samplers import (
     smallest_stride,
 )
 
-__all__ = ["PRESETS", "Options", "dense_displacement", "fit", "make_field", "make_stages", "with_at_most"]
+__all__ = [
+    "PRESETS",
+    "Options",
+    "dense_displacement",
+    "fit",
+    "holding",
+    "make_field",
+    "make_stages",
+    "with_at_most",
+]
 
-SLAB_POINTS = 1 << 19  # points asked at once when the whole grid is evaluated
 DENSE_SQUARINGS = 7  # of a whole velocity field, once
 JITTERS = {"downsize": "shared", "center": "none", "jitter": "voxels", "continuous": "anywhere"}
 
@@ -75,8 +85,10 @@ def make_field(options: Options, ndim: int) -> Field:
         ndim,
         activation,
         (float(options.omega),) * len(options.hidden) if sine else (),
+        products=PRODUCTS[options.precision],
     )
     field = Field(spec, start_at_zero=options.start_at_zero, table_range=options.table_range)
+    field.recompute = True if options.recompute else None
     start_matrix(field.matrix, options.sigma, options.octaves if options.encoding == "octaves" else 0)
     if sine:
         layers = len(options.hidden) + (not options.start_at_zero)
@@ -183,11 +195,13 @@ def fit_field(
         watch=None if watch is None else lambda iteration: watch(iteration, whole),
         gather=pair.gather,
     )
-    return whole, history
+    return with_full_products(whole), history
 
 
 def with_at_most(options: Options, grid: tuple[int, ...], most: int) -> Options:
     """The options with at most that many points an iteration: a wider stride, fewer patches or random points.
+
+    What the points were encoded to is computed again rather than kept.
 
     Raises:
         InputError: a single patch, or the whole grid where sampler "whole" asks for it, is more than that.
@@ -208,6 +222,7 @@ def with_at_most(options: Options, grid: tuple[int, ...], most: int) -> Options:
         max_points=min(options.max_points, most),
         stride=0 if wide else options.stride,
         patches=max(1, min(options.patches, most // patch)),
+        recompute=True,
     )
 
 

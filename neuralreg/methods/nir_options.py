@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from neuralreg.losses import POINTWISE, POOLED, SIMILARITIES, WINDOWED
+from neuralreg.memory import Holding
+from neuralreg.precision import PRODUCTS
 
 ENCODINGS = ("grid", "fourier", "octaves", "none")
 OUTPUTS = ("displacement", "velocity")
@@ -48,6 +50,7 @@ class Options:
     scales: tuple[int, ...] = (4, 2, 2, 2, 1, 1, 1, 1)
     stride: int = 0  # voxels between lattice points; 0: the smallest that leaves at most max_points
     max_points: int = 300_000  # also the number of random points
+    recompute: bool = False  # encode points again in the backward pass, however large the table is
     patches: int = 8
     patch_side: int = 32
     # What it compares
@@ -65,6 +68,7 @@ class Options:
     diffusion_weight: float = 0.4
     bending_weight: float = 0.5
     # How it is fitted
+    precision: str = "fp32"  # of the layers' products while it is; or bf16
     iterations: int = 180
     lr: float = 5e-3  # of the layers
     table_lr: float = 3e-2  # of the grid's features
@@ -82,6 +86,7 @@ class Options:
             ("similarity", SIMILARITIES),
             ("padding", ("same", "valid")),
             ("jacobian", ("lattice", "analytic")),
+            ("precision", tuple(PRODUCTS)),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
@@ -173,3 +178,26 @@ PRESETS = {
     # 200 iterations for each field; the length of the second phase is ours
     "paper-hybrid": replace(_PAPER, hybrid=True, iterations=400),
 }
+
+
+# Bytes a point of an iteration, measured (docs/limits.md): of a displacement on a lattice, and what choices add.
+_POINT = 150.0
+_SIMILARITY = {"nmi": 55.0, "mind": 1050.0}
+_SAMPLER = {"jitter": 95.0, "continuous": 95.0, "patches": 195.0}
+_JET, _JET_OF_A_FLOW, _SQUARING, _HYBRID = 215.0, 45.0, 190.0, 75.0
+
+
+def holding(options: Options) -> Holding:
+    """The memory of a fit. Layers and their widths are not in it: the field computes them again."""
+    names = {*options.sampler.split("+"), *(options.second_sampler.split("+") if options.hybrid else ())}
+    squared = options.output == "velocity" and options.integrator == "squaring"
+    point = _POINT + _SIMILARITY.get(options.similarity, 0.0)
+    point += max(_SAMPLER.get(name, 0.0) for name in names)
+    if options.jacobian == "analytic" or names & {"jitter", "continuous", "random"}:
+        jets = 2 if options.bending_weight else 1
+        point += jets * (_JET + (_JET_OF_A_FLOW if options.output == "velocity" else 0.0))
+    if squared:
+        point += _SQUARING
+    if options.hybrid:
+        point += _HYBRID
+    return Holding(point, voxel=66.0 if squared else 52.0)

@@ -28,6 +28,7 @@ from neuralreg.methods.nir_options import WHOLE_LATTICES, Options
 from neuralreg.metrics import determinant_sums, determinants, regularity_of
 from neuralreg.options import resolve
 from neuralreg.outputs import write_json
+from neuralreg.precision import check_precision
 from neuralreg.registration import DEFAULT_PRESET, describe, environment
 from neuralreg.saved_field import save_field
 from neuralreg.sharded.files import write_parts
@@ -140,6 +141,7 @@ def register(
     margin: float | None = None,
     inverse_out: bool = False,
     iterations: int | None = None,
+    precision: str | None = None,
     seed: int = 0,
     deterministic: bool = False,
     progress: Progress | None = None,
@@ -163,8 +165,11 @@ def register(
         raise InputError(f"several processes for one pair serve method nir, not {method}")
     if iterations is not None:
         options["iterations"] = iterations
+    if precision is not None:
+        options["precision"] = precision
     chosen = resolve(nir.PRESETS, preset or DEFAULT_PRESET, options, method)
     check_served(chosen)
+    check_precision(chosen, ranks.device)
     if margin is not None and not margin >= 0:
         raise InputError(f"margin must be at least 0 mm, got {margin}")
     volumes = Volume(fixed, "fixed image", nan_to), Volume(moving, "moving image", nan_to)

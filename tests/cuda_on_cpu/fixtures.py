@@ -9,6 +9,7 @@ import pytest
 from neuralreg.kernels.backends import (
     cuda,
     cuda_box,
+    cuda_conv,
     cuda_encoding,
     cuda_field,
     cuda_lattice,
@@ -30,7 +31,7 @@ def kernels(library: Library, monkeypatch: pytest.MonkeyPatch) -> Library:
     """In every test of a file that imports this, the cuda backend serves tensors of the CPU."""
     monkeypatch.setattr(cuda, "module", library.module)
     monkeypatch.setattr(cuda, "_where", lambda tensor: (0, 0))
-    parts = (cuda, cuda_box, cuda_encoding, cuda_field, cuda_lattice, cuda_refine, cuda_sampling)
+    parts = (cuda, cuda_box, cuda_conv, cuda_encoding, cuda_field, cuda_lattice, cuda_refine, cuda_sampling)
     functions = {op: function for part in parts for op, function in part.FUNCTIONS.items()}
     monkeypatch.setitem(registry._functions, "cuda", functions)
     monkeypatch.setitem(registry._SERVES_DEVICE, "cuda", "cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -93,13 +94,14 @@ def draw(
     }
 
 
-def compute(public: Any, name: str, call: dict[str, Any], backend: str) -> list[Tensor]:
-    """The results, and the gradients of their weighted sum to everything."""
+def compute(public: Any, name: str | FieldSpec, call: dict[str, Any], backend: str) -> list[Tensor]:
+    """The results, and the gradients of their weighted sum to everything; name: of SPECS, or a spec."""
+    spec = name if isinstance(name, FieldSpec) else SPECS[name]
     names = [key for key in call if key != "params"]
     inputs = {key: leaf(call[key]) for key in names}
     params = [leaf(p) for p in call["params"]]
     found = public(
-        inputs["x"], params, SPECS[name], backend=backend, **{k: v for k, v in inputs.items() if k != "x"}
+        inputs["x"], params, spec, backend=backend, **{k: v for k, v in inputs.items() if k != "x"}
     )
     results = found if isinstance(found, tuple) else (found,)
     total = sum((r * torch.linspace(-1, 2, r.numel(), dtype=r.dtype).view_as(r)).sum() for r in results)
@@ -211,6 +213,30 @@ def test_bfloat16_products_are_exact_where_the_factors_are(widths: tuple[int, in
             found.append([*results, *torch.autograd.grad(results, inputs, upstream, materialize_grads=True)])
         for one, other in zip(*found, strict=True):
             assert torch.equal(one.detach(), other.detach().bfloat16())
+
+
+@pytest.mark.parametrize("name", ["grid relu", "siren", "gated"])
+def test_bfloat16_products_of_float32_tensors(name: str) -> None:
+    """Results, gradients and coordinates stay float32: where the reference rounds, the kernel does."""
+    spec = replace(SPECS[name], products="bfloat16")
+    call = draw(name, 40, torch.float32)
+    for public in (field, field_jet):
+        expected, actual = (compute(public, spec, call, backend) for backend in ("reference", "cuda"))
+        exact = compute(public, name, call, "reference")
+        assert not torch.equal(actual[0], exact[0])
+        for one, other in zip(actual, expected, strict=True):
+            assert one.dtype == torch.float32
+            assert_near(one, other, 0.03)  # the kernel rounds gradients and tangents, too
+
+
+def test_bfloat16_products_keep_plain_coordinates() -> None:
+    spec = FieldSpec(hidden=(16, 3), products="bfloat16")
+    params = [torch.rand(shape) - 0.5 for shape in spec.parameter_shapes()]
+    x = torch.rand(40, 3) / 2 + 0.5
+    moved = field(x + 2e-4, params, spec, backend="cuda") - field(x, params, spec, backend="cuda")
+    full = replace(spec, products="full")
+    expected = field(x + 2e-4, params, full, backend="cuda") - field(x, params, full, backend="cuda")
+    assert_relative(moved, expected, 0.02)
 
 
 def _double(value: Any) -> Any:

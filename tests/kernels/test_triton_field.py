@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -183,6 +184,29 @@ def test_bfloat16(on: On, name: str, jet: bool) -> None:
         assert one.dtype == torch.bfloat16
         # rounding to 2^-9 in every layer; a ReLU on the other side of its kink moves single entries, not the whole
         assert float((one.double() - other).norm()) <= 0.05 * max(1.0, float(other.norm()))
+
+
+@pytest.mark.parametrize("on", ON)
+@pytest.mark.parametrize(
+    ("name", "jet"), [("grid relu", False), ("raw octaves softplus", True), ("gated grid", False)]
+)
+def test_bfloat16_products_of_float32_tensors(on: On, name: str, jet: bool) -> None:
+    spec = replace(SPECS[name], products="bfloat16")
+    call = arguments(spec, 40, torch.float32)
+    expected, exact = (with_gradients(REFERENCE, call, s, jet) for s in (spec, SPECS[name]))
+    actual = with_gradients(on, call, spec, jet)
+    assert not torch.equal(actual[0], exact[0])
+    for one, other in zip(actual, expected, strict=True):
+        assert one.dtype == torch.float32
+        assert float((one - other).norm()) <= 0.05 * max(1.0, float(other.norm()))
+
+
+@pytest.mark.parametrize("on", ON)
+def test_bfloat16_products_of_plain_coordinates_are_refused(on: On) -> None:
+    spec = replace(SPECS["siren"], products="bfloat16")
+    call = arguments(spec, 3, torch.float32)
+    with pytest.raises(registry.BackendError, match="coordinates would have 8 bits"):
+        on(field, call["x"], call["params"], spec)
 
 
 @pytest.mark.parametrize("on", ON)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuralreg.kernels.backends.reference.encoding import fourier_encode, hash_encode, volume_encode
-from neuralreg.kernels.spec import FieldSpec, Flow, Fourier, HashGrid
+from neuralreg.kernels.spec import NARROW, FieldSpec, Flow, Fourier, HashGrid
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -77,11 +77,11 @@ def _value(x: Tensor, tensors: Sequence[Tensor], spec: FieldSpec) -> Tensor:
     count = 2 * len(spec.hidden) + 2
     main, modulator = rest[:count], rest[count:]
     if spec.gated:
-        gates = _hidden(inputs, modulator, spec.gate_omega, "sine", spec.skip)
-        v = _hidden(encoded, main[:-2], spec.omega, "sine", "none", gates)[-1]
+        gates = _hidden(inputs, modulator, spec.gate_omega, "sine", spec.skip, spec.products)
+        v = _hidden(encoded, main[:-2], spec.omega, "sine", "none", spec.products, gates)[-1]
     else:
-        v = _hidden(inputs, main[:-2], spec.omega, spec.activation, spec.skip)[-1]
-    z = F.linear(v, main[-2], main[-1])
+        v = _hidden(inputs, main[:-2], spec.omega, spec.activation, spec.skip, spec.products)[-1]
+    z = _linear(v, main[-2], main[-1], spec.products)
     if spec.output == "position":
         return z - x
     return z.tanh() if spec.output == "velocity" else z
@@ -93,12 +93,13 @@ def _hidden(
     omega: Sequence[float],
     activation: str,
     skip: str,
+    products: str,
     gates: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """The outputs of a stack of hidden layers."""
     outputs: list[Tensor] = []
     for index, (weight, bias) in enumerate(zip(layers[0::2], layers[1::2], strict=True)):
-        z = F.linear(v, weight, bias)
+        z = _linear(v, weight, bias, products)
         v = torch.sin(omega[index] * z) if activation == "sine" else _ACTIVATIONS[activation](z)
         if gates is not None:
             v = gates[index] * v
@@ -106,3 +107,15 @@ def _hidden(
             v = v + outputs[0 if skip == "first" else -1]
         outputs.append(v)
     return outputs
+
+
+def _linear(v: Tensor, weight: Tensor, bias: Tensor, products: str) -> Tensor:
+    """A layer; products in bfloat16 are emulated, what they are derived from included, gradients apart."""
+    if products == "bfloat16" and min(weight.shape) > NARROW:
+        v, weight = _rounded(v), _rounded(weight)
+    return F.linear(v, weight, bias)
+
+
+def _rounded(factor: Tensor) -> Tensor:
+    """The nearest bfloat16 numbers in the factor's type, with the identity's derivative."""
+    return factor + (factor.bfloat16().to(factor.dtype) - factor).detach()
