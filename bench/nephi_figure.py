@@ -76,7 +76,7 @@ def draw_memory(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     pyplot = _pyplot()
     picture, axis = pyplot.subplots(figsize=(7, 5), layout="constrained")
     names = list(dict.fromkeys(row["contender"] for row in rows))
-    images: dict[str, float] = {}
+    images: dict[int, float] = {}
     for name, stage in dict.fromkeys((row["contender"], row["stage"]) for row in rows):
         mine = [row for row in rows if (row["contender"], row["stage"]) == (name, stage)]
         sizes = [int(row["size"]) for row in mine]

@@ -48,7 +48,21 @@ def test_the_score_of_no_registration_is_the_overlap() -> None:
 def test_the_commands_write_tables_and_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     out, picture = tmp_path / "s.csv", tmp_path / "s.png"
-    small = ["--size", "24", "--count", "3", "--steps", "2", "--batch", "1", "--threads", "1", *TINY]
+    small = [
+        "--size",
+        "24",
+        "--count",
+        "3",
+        "--test",
+        "3",
+        "--steps",
+        "2",
+        "--batch",
+        "1",
+        "--threads",
+        "1",
+        *TINY,
+    ]
     runner = CliRunner()
     words = ["shapes", "--refine", "3", "--out", str(out), "--figure", str(picture), *small]
     assert runner.invoke(study.app, words, catch_exceptions=False).exit_code == 0
