@@ -66,14 +66,17 @@ def test_what_cannot_be_made_smaller_is_told(sampler):
 
 
 def test_under_a_limit_large_tables_are_read_again():
-    """Their points' features are as many numbers as the layers' inputs, kept or not."""
+    """What the field keeps for its backward pass: the points' 12 features each, with what fills them up, or none."""
     options = replace(
         PRESETS["fast"], levels=3, base=60, finest=64, log2_table_size=18, hidden=(16,), min_cell=0.0
     )
     x = torch.rand(1000, 3)
-    for chosen, features in ((options, 12 * 1000), (with_at_most(options, GRID, 50_000), 0)):
-        y = make_field(chosen, 3)(x)
-        assert [t.numel() for t in y.grad_fn.saved_tensors[:2]] == [x.numel(), features]
+    kept = [
+        make_field(chosen, 3)(x).grad_fn.saved_tensors[1].numel()
+        for chosen in (options, with_at_most(options, GRID, 50_000))
+    ]
+    assert kept[0] >= 12 * len(x)
+    assert kept[1] == 0
 
 
 def test_what_is_not_counted_is_refused():
