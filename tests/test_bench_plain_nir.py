@@ -62,7 +62,7 @@ def test_one_field_is_one_displacement_and_one_loss(grid):
     ours = nir.dense_displacement(field, grid)
     torch.testing.assert_close(plain_nir.dense_displacement(network, grid), ours, atol=1e-4, rtol=1e-4)
     generator = torch.Generator().manual_seed(3)
-    (((sampler, window),),) = nir.make_stages(grid, options, generator, pair.device)
+    ((((sampler, window),), _),) = nir.make_stages(grid, options, generator, pair.device)
     drawn = sampler.draw()
     displacement = drawn.displacement(field(drawn.coordinates()))
     ((offset,), settings) = drawn.offset, {"window": window, "padding": "valid", "zero_rule": True}

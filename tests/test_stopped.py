@@ -34,7 +34,7 @@ def spoiled(steps, *args, **options):
         elif len(calls) == 3:
             os.kill(os.getpid(), getattr(signal, what))
         return steps[0]()
-    return fit([one], *args, **options)
+    return fit([one], *args, **{**options, "shares": None})
 nir.minimise = spoiled
 if what == "memory":  # far above what the process needs and far below what it will ask for
     resource.setrlimit(resource.RLIMIT_AS, (1 << 38, 1 << 38))
