@@ -166,7 +166,9 @@ _PAPER = Options(
     start_at_zero=False,
 )
 
-_DIFFEOMORPHIC = Options(output="velocity", integrator="squaring", bounded=False, flow_time=1.0)
+_DIFFEOMORPHIC = Options(
+    output="velocity", integrator="squaring", bounded=False, flow_time=1.0, diffusion_weight=1.0
+)
 
 PRESETS = {
     "fast": Options(),
