@@ -199,7 +199,7 @@ def known_figures(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def label_means(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Label -> its figures, as text: the mean over the pairs that have it, and how many those are where not all have."""
+    """Label -> its figures, as text: the mean over the pairs that have it, and how many these are if not all have."""
     table: dict[str, dict[str, list[float | None]]] = {}
     for line in lines:
         for name in BY_LABEL:
