@@ -74,6 +74,11 @@ def sources() -> list[Path]:
     return sorted(p.relative_to(ROOT) for p in found if not p.name.startswith("cuda"))
 
 
+def bindings() -> list[Path]:
+    """Those of them that are the same in every module: all of csrc/bind but the module's own file."""
+    return [path for path in sources() if path.parent.name == "bind" and path.stem != "module"]
+
+
 class Compiler:
     """One C++ compiler and the flags that it understands."""
 
@@ -249,18 +254,22 @@ class BuildNative(build_ext):
         with object_folder(Path(self.build_temp)) as folder:
             compiler = Compiler(folder)
             with ThreadPoolExecutor(job_count()) as pool:
+                # Bindings only hand over what Python gives: one object of each serves every instruction set.
+                shared = [
+                    self._submit(pool, compiler, source, folder / "bind", [], headers)
+                    for source in bindings()
+                ]
                 for isa in self._isas():
                     if isa == "cuda":
                         continue
                     if not compiler.accepts(ISA_FLAGS[isa]):
                         failures[isa] = f"the compiler does not know {' '.join(ISA_FLAGS[isa])}"
                         continue
-                    (folder / isa).mkdir(exist_ok=True)
-                    flags = ["-Icsrc", f"-DNR_MODULE_NAME=_cpu_{isa}", f"-DNR_ISA_{isa.upper()}=1"]
-                    for source in sources():
-                        target = folder / isa / f"{source.parent.name}_{source.stem}.o"
-                        job = pool.submit(compiler.compile, source, target, flags + ISA_FLAGS[isa], headers)
-                        jobs.setdefault(isa, []).append((target, job))
+                    flags = [f"-DNR_MODULE_NAME=_cpu_{isa}", *ISA_FLAGS[isa]]
+                    own = [source for source in sources() if source not in bindings()]
+                    jobs[isa] = shared + [
+                        self._submit(pool, compiler, source, folder / isa, flags, headers) for source in own
+                    ]
             for isa, parts in jobs.items():
                 try:
                     for _, job in parts:
@@ -276,6 +285,20 @@ class BuildNative(build_ext):
                 except (BuildError, cuda.CudaError) as error:
                     failures["cuda"] = str(error)
         return failures
+
+    @staticmethod
+    def _submit(
+        pool: ThreadPoolExecutor,
+        compiler: Compiler,
+        source: Path,
+        folder: Path,
+        flags: list[str],
+        headers: dict[Path, str],
+    ) -> tuple[Path, Future[None]]:
+        """The object that ``source`` becomes, and the compilation under way."""
+        folder.mkdir(exist_ok=True)
+        target = folder / f"{source.parent.name}_{source.stem}.o"
+        return target, pool.submit(compiler.compile, source, target, ["-Icsrc", *flags], headers)
 
     def _isas(self) -> list[str]:
         return [extension.name.rpartition("_")[2] for extension in self.extensions]

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .backends import registry
 from .backends.reference import box as reference
+from .ops import op
 from .windows import windows_of
 
 
-@torch.library.custom_op("neuralreg::box_mean_forward", mutates_args=())
+@op("box_mean_forward")
 def _forward(image: Tensor, window: list[int], adjoint: bool, backend: str) -> Tensor:
     """The means, or with ``adjoint`` an image's gradient from that of its means: each is the other's derivative."""
     return registry.implementation("box_mean_forward", backend)(image, window, adjoint)

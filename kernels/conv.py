@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .backends import registry
 from .backends.reference import conv as reference
+from .ops import op
 
 
-@torch.library.custom_op("neuralreg::conv_relu_conv_forward", mutates_args=())
+@op("conv_relu_conv_forward")
 def _forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, backend: str) -> Tensor:
     return registry.implementation("conv_relu_conv_forward", backend)(x, w1, b1, w2, b2)
 
@@ -21,7 +21,7 @@ def _(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, backend: str) -
     return x.new_empty(x.shape[0], w2.shape[0], *x.shape[2:])
 
 
-@torch.library.custom_op("neuralreg::conv_relu_conv_backward", mutates_args=())
+@op("conv_relu_conv_backward")
 def _backward(
     grad: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, want: list[bool], backend: str
 ) -> list[Tensor]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .backends import registry
 from .backends.reference import encoding as reference
+from .ops import op
 from .spec import HashGrid
 
 
-@torch.library.custom_op("neuralreg::hash_encode_forward", mutates_args=())
+@op("hash_encode_forward")
 def _hash_forward(
     x: Tensor, table: Tensor, resolutions: list[int], table_size: int, smooth: bool, backend: str
 ) -> Tensor:
@@ -27,7 +27,7 @@ def _(
     return x.new_empty(x.shape[0], len(resolutions) * table.shape[1])
 
 
-@torch.library.custom_op("neuralreg::hash_encode_backward", mutates_args=())
+@op("hash_encode_backward")
 def _hash_backward(
     grad: Tensor,
     x: Tensor,
@@ -109,7 +109,7 @@ def hash_encode(x: Tensor, table: Tensor, spec: HashGrid, *, backend: str | None
     return _hash_forward(x, table, list(spec.resolutions), 1 << spec.log2_table_size, smooth, chosen)
 
 
-@torch.library.custom_op("neuralreg::fourier_encode_forward", mutates_args=())
+@op("fourier_encode_forward")
 def _fourier_forward(x: Tensor, matrix: Tensor, scale: float, backend: str) -> Tensor:
     return registry.implementation("fourier_encode_forward", backend)(x, matrix, scale)
 
@@ -119,7 +119,7 @@ def _(x: Tensor, matrix: Tensor, scale: float, backend: str) -> Tensor:
     return x.new_empty(x.shape[0], 2 * matrix.shape[1])
 
 
-@torch.library.custom_op("neuralreg::fourier_encode_backward", mutates_args=())
+@op("fourier_encode_backward")
 def _fourier_backward(
     grad: Tensor, x: Tensor, matrix: Tensor, scale: float, want_x: bool, want_matrix: bool, backend: str
 ) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from .backends import registry
 from .backends.reference import field as reference
 from .encoding import check_same_kind
+from .ops import op
 from .spec import FieldSpec, HashGrid, flatten
 
 LARGE_TABLE = 1 << 20  # numbers; below, a table stays in the cache and encoding again is cheaper than memory
@@ -17,7 +18,7 @@ KEPT_BYTES = 128 << 20
 
 
 # The forwards return what their backward shall find again as a last tensor, empty where it recomputes.
-@torch.library.custom_op("neuralreg::field_forward", mutates_args=())
+@op("field_forward")
 def _forward(
     x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float], keep: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -33,7 +34,7 @@ def _(
     return x.new_empty(x.shape[0], ints[1]), _kept(x, tensors, ints, floats, False, keep, backend)
 
 
-@torch.library.custom_op("neuralreg::field_backward", mutates_args=())
+@op("field_backward")
 def _backward(
     grad: Tensor,
     x: Tensor,
@@ -62,7 +63,7 @@ def _(
     return _gradients_like(x, tensors, want)
 
 
-@torch.library.custom_op("neuralreg::field_jet_forward", mutates_args=())
+@op("field_jet_forward")
 def _jet_forward(
     x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float], keep: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,7 +80,7 @@ def _(
     return x.new_empty(x.shape[0], ints[1]), x.new_empty(x.shape[0], ints[1], x.shape[1]), kept
 
 
-@torch.library.custom_op("neuralreg::field_jet_backward", mutates_args=())
+@op("field_jet_backward")
 def _jet_backward(
     grad: Tensor,
     grad_jacobian: Tensor,

@@ -11,6 +11,7 @@ from .backends import registry
 from .backends.reference import flow as reference
 from .integration import SCHEMES, backward, forward
 from .lattice import check_displacement
+from .ops import op
 from .sampling import warp
 
 
@@ -56,7 +57,7 @@ def compose(u: Tensor, v: Tensor, *, backend: str | None = None) -> Tensor:
     return v + warp(u, v, padding_mode="border", backend=chosen)
 
 
-@torch.library.custom_op("neuralreg::integrate_forward", mutates_args=())
+@op("integrate_forward")
 def _integrate_forward(velocity: Tensor, steps: int, scheme: str, backend: str) -> Tensor:
     return forward(velocity, steps, scheme, backend)
 
@@ -66,7 +67,7 @@ def _(velocity: Tensor, steps: int, scheme: str, backend: str) -> Tensor:
     return velocity.new_empty(velocity.shape)
 
 
-@torch.library.custom_op("neuralreg::integrate_backward", mutates_args=())
+@op("integrate_backward")
 def _integrate_backward(grad: Tensor, velocity: Tensor, steps: int, scheme: str, backend: str) -> Tensor:
     return backward(grad, velocity, steps, scheme, backend)
 

@@ -11,11 +11,12 @@ from torch import Tensor
 from .backends import registry
 from .backends.reference import jacobian as reference
 from .lattice import check_displacement, scalar
+from .ops import op
 
 PENALTIES = ("relu", "unit")
 
 
-@torch.library.custom_op("neuralreg::jacobian_determinant_forward", mutates_args=())
+@op("jacobian_determinant_forward")
 def _determinant_forward(displacement: Tensor, spacing: list[float], scheme: str, backend: str) -> Tensor:
     return registry.implementation("jacobian_determinant_forward", backend)(displacement, spacing, scheme)
 
@@ -25,7 +26,7 @@ def _(displacement: Tensor, spacing: list[float], scheme: str, backend: str) -> 
     return displacement.new_empty(displacement.shape[0], *displacement.shape[2:])
 
 
-@torch.library.custom_op("neuralreg::jacobian_determinant_backward", mutates_args=())
+@op("jacobian_determinant_backward")
 def _determinant_backward(
     grad: Tensor, displacement: Tensor, spacing: list[float], scheme: str, backend: str
 ) -> Tensor:
@@ -114,7 +115,7 @@ def log_jacobian(
     return jacobian_determinant(displacement, spacing, scheme, backend=backend).clamp_min(floor).log()
 
 
-@torch.library.custom_op("neuralreg::jacobian_loss_forward", mutates_args=())
+@op("jacobian_loss_forward")
 def _loss_forward(
     displacement: Tensor, spacing: list[float], scheme: str, penalty: str, threshold: float, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -129,7 +130,7 @@ def _(
     return scalar(displacement), displacement.new_empty((), dtype=torch.int64)
 
 
-@torch.library.custom_op("neuralreg::jacobian_loss_backward", mutates_args=())
+@op("jacobian_loss_backward")
 def _loss_backward(
     grad: Tensor,
     displacement: Tensor,
@@ -211,7 +212,7 @@ def jacobian_loss(
     return (value, folds) if return_folds else value
 
 
-@torch.library.custom_op("neuralreg::jacobian_penalty_forward", mutates_args=())
+@op("jacobian_penalty_forward")
 def _penalty_forward(
     jacobians: Tensor, penalty: str, threshold: float, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -223,7 +224,7 @@ def _(jacobians: Tensor, penalty: str, threshold: float, backend: str) -> tuple[
     return scalar(jacobians), jacobians.new_empty((), dtype=torch.int64)
 
 
-@torch.library.custom_op("neuralreg::jacobian_penalty_backward", mutates_args=())
+@op("jacobian_penalty_backward")
 def _penalty_backward(
     grad: Tensor, jacobians: Tensor, penalty: str, threshold: float, backend: str
 ) -> Tensor:

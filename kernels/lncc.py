@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .backends import registry
 from .backends.reference import lncc as reference
+from .ops import op
 from .windows import SAVED_BYTES, check_windows, map_shape
 
 EPS_MODES = ("product", "clamp", "each")
@@ -19,7 +20,7 @@ EPS_MODES = ("product", "clamp", "each")
 ONE_PASS = ("cpu",)
 
 
-@torch.library.custom_op("neuralreg::lncc_forward", mutates_args=())
+@op("lncc_forward")
 def _forward(
     fixed: Tensor,
     warped: Tensor,
@@ -75,7 +76,7 @@ def _(
     return value, saved, fixed.new_empty((), dtype=torch.float64)
 
 
-@torch.library.custom_op("neuralreg::lncc_backward", mutates_args=())
+@op("lncc_backward")
 def _backward(
     grad: Tensor,
     fixed: Tensor,

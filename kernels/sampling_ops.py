@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .backends import registry
+from .ops import op
 
 
 def _wide(*tensors: Tensor) -> torch.dtype:
@@ -30,7 +31,7 @@ def _gradient(like: Tensor, want: bool) -> Tensor:
     return like.new_empty(like.shape if want else (0,))
 
 
-@torch.library.custom_op("neuralreg::sample_forward", mutates_args=())
+@op("sample_forward")
 def sample_forward(
     image: Tensor,
     coordinates: Tensor,
@@ -64,7 +65,7 @@ def _(
     return value, coordinates.new_empty(shape, dtype=_wide(image, coordinates))
 
 
-@torch.library.custom_op("neuralreg::sample_backward", mutates_args=())
+@op("sample_backward")
 def sample_backward(
     grad: Tensor,
     image: Tensor,
@@ -109,7 +110,7 @@ def _(
     )
 
 
-@torch.library.custom_op("neuralreg::sample_double_backward", mutates_args=())
+@op("sample_double_backward")
 def sample_double_backward(
     tangent_image: Tensor | None,
     tangent_coordinates: Tensor | None,
@@ -223,7 +224,7 @@ sample_backward.register_autograd(_backward_grad, setup_context=_backward_setup)
 sample_double_backward.register_autograd(_no_third, setup_context=_no_setup)
 
 
-@torch.library.custom_op("neuralreg::warp_with_gradient_forward", mutates_args=())
+@op("warp_with_gradient_forward")
 def jet_forward(
     image: Tensor, displacement: Tensor, affine: Tensor | None, padding_mode: str, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -241,7 +242,7 @@ def _(
     )
 
 
-@torch.library.custom_op("neuralreg::warp_with_gradient_backward", mutates_args=())
+@op("warp_with_gradient_backward")
 def jet_backward(
     grad: Tensor,
     grad_gradient: Tensor,
@@ -294,7 +295,7 @@ jet_forward.register_autograd(_jet_grad, setup_context=_jet_setup)
 jet_backward.register_autograd(_no_second, setup_context=_no_setup)
 
 
-@torch.library.custom_op("neuralreg::labels_forward", mutates_args=())
+@op("labels_forward")
 def labels_forward(
     labels: Tensor, displacement: Tensor, affine: Tensor | None, mode: str, padding_mode: str, backend: str
 ) -> Tensor:

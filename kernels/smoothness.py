@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .backends import registry
 from .backends.reference import smoothness as reference
 from .lattice import check_displacement, scalar
+from .ops import op
 
 
-@torch.library.custom_op("neuralreg::diffusion_loss_forward", mutates_args=())
+@op("diffusion_loss_forward")
 def _diffusion_forward(displacement: Tensor, spacing: list[float], backend: str) -> Tensor:
     return registry.implementation("diffusion_loss_forward", backend)(displacement, spacing)
 
@@ -23,7 +23,7 @@ def _(displacement: Tensor, spacing: list[float], backend: str) -> Tensor:
     return scalar(displacement)
 
 
-@torch.library.custom_op("neuralreg::diffusion_loss_backward", mutates_args=())
+@op("diffusion_loss_backward")
 def _diffusion_backward(grad: Tensor, displacement: Tensor, spacing: list[float], backend: str) -> Tensor:
     return registry.implementation("diffusion_loss_backward", backend)(grad, displacement, spacing)
 
@@ -73,7 +73,7 @@ def diffusion_loss(
     return _diffusion_forward(displacement, steps, chosen)
 
 
-@torch.library.custom_op("neuralreg::bending_loss_forward", mutates_args=())
+@op("bending_loss_forward")
 def _bending_forward(displacement: Tensor, spacing: list[float], backend: str) -> Tensor:
     return registry.implementation("bending_loss_forward", backend)(displacement, spacing)
 
@@ -83,7 +83,7 @@ def _(displacement: Tensor, spacing: list[float], backend: str) -> Tensor:
     return scalar(displacement)
 
 
-@torch.library.custom_op("neuralreg::bending_loss_backward", mutates_args=())
+@op("bending_loss_backward")
 def _bending_backward(grad: Tensor, displacement: Tensor, spacing: list[float], backend: str) -> Tensor:
     return registry.implementation("bending_loss_backward", backend)(grad, displacement, spacing)
 

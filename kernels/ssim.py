@@ -11,10 +11,11 @@ from torch import Tensor
 
 from .backends import registry
 from .backends.reference import ssim as reference
+from .ops import op
 from .windows import SAVED_BYTES, check_windows, map_shape
 
 
-@torch.library.custom_op("neuralreg::ssim_forward", mutates_args=())
+@op("ssim_forward")
 def _forward(
     fixed: Tensor,
     warped: Tensor,
@@ -53,7 +54,7 @@ def _(
     return value, fixed.new_empty([adjoint_maps(save_fixed, save_warped), *out], dtype=wide)
 
 
-@torch.library.custom_op("neuralreg::ssim_backward", mutates_args=())
+@op("ssim_backward")
 def _backward(
     grad: Tensor,
     fixed: Tensor,

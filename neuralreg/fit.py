@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neuralreg.adam import Adam
 from neuralreg.errors import NeuralregError
 
 Progress = Callable[[int, int, float, str], None]
@@ -62,7 +63,7 @@ def minimise(
         NeuralregError: the loss became NaN or infinite.
     """
     stop = stop or Stop()
-    optimiser = torch.optim.Adam(parameters, fused=True)
+    optimiser = Adam(parameters)
     start = [group["lr"] for group in optimiser.param_groups]
     leaves = [p for group in optimiser.param_groups for p in group["params"]]
     records: list[dict[str, Tensor]] = []
@@ -87,7 +88,7 @@ def minimise(
             fall = min(1.0, share * iterations / max(1, iterations - 1))
             for group, lr in zip(optimiser.param_groups, start, strict=True):
                 group["lr"] = lr * (1 - (1 - final_lr) * fall)
-            optimiser.zero_grad(set_to_none=True)
+            optimiser.zero_grad()
             losses = step()
             losses["loss"].backward()  # type: ignore[no-untyped-call]
             if gather:

@@ -15,7 +15,7 @@ import torch
 
 from neuralreg.affines import voxel_affine
 from neuralreg.composition import behind, read_prior, seen_through
-from neuralreg.device import pick_device
+from neuralreg.device import pick_device, settings
 from neuralreg.errors import InputError
 from neuralreg.fit import Progress
 from neuralreg.images import Image
@@ -160,14 +160,7 @@ def register(
     check_precision(chosen, target)
     if time_budget is not None and not time_budget > 0:
         raise InputError(f"time_budget must be more than 0 seconds, got {time_budget}")
-    deterministic_before = torch.are_deterministic_algorithms_enabled()
-    threads_before = torch.get_num_threads()
-    if threads is not None:
-        if threads < 1:
-            raise InputError(f"threads must be at least 1, got {threads}")
-        torch.set_num_threads(threads)
-    try:
-        torch.use_deterministic_algorithms(deterministic or deterministic_before)
+    with settings(threads, deterministic):
         if center and start not in ("none", "center"):
             raise InputError(f"center is start center: leave it out beside start {start}")
         start = "center" if center else start
@@ -260,9 +253,6 @@ def register(
             "peak_memory_mb": peak_bytes() / MB,
             **environment(target),
         }
-    finally:
-        torch.set_num_threads(threads_before)
-        torch.use_deterministic_algorithms(deterministic_before)
     return Registration(transform, inverse, warped, fixed_image, moving_image, field, history, summary)
 
 

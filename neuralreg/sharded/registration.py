@@ -16,6 +16,7 @@ import torch
 
 from neuralreg.affines import voxel_affine
 from neuralreg.boxes import Box, common, longest_axis, readable, slices, whole, with_rows, within
+from neuralreg.device import settings
 from neuralreg.errors import InputError
 from neuralreg.fit import Progress
 from neuralreg.formats.grids import is_sheared
@@ -190,9 +191,7 @@ def register(
     check_initial(initial, initial_name, grid.ndim)
     axis = longest_axis(grid.shape)
     lattices, halo = outline(chosen, grid.shape, axis, ranks.world)
-    before = torch.are_deterministic_algorithms_enabled()
-    try:
-        torch.use_deterministic_algorithms(deterministic or before)
+    with settings(deterministic=deterministic):
         scaling = {
             name: find_range(ranks, volume, mask, window, quantiles or (0.0, 0.999))
             for name, volume, mask in zip(("fixed", "moving"), volumes, masks, strict=True)
@@ -214,8 +213,6 @@ def register(
         del slab
         box = ranks.own_box(grid.shape, axis)
         displacement, quality = evaluate(ranks, field, grid, box, axis, masks[0], progress)
-    finally:
-        torch.use_deterministic_algorithms(before)
     transform = Transform(displacement, cut(grid, box), volumes[1].geometry, initial)
     backward, consistency = invert(ranks, field, transform, grid) if inverse_out else (None, None)
     summary = {

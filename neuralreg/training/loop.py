@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from neuralreg.device import settings
 from neuralreg.distributed import Ranks, ranks
 from neuralreg.errors import InputError, NeuralregError
 from neuralreg.fit import Progress
@@ -97,8 +98,6 @@ def train(
         raise InputError(f"batch must be at least 1, got {batch}")
     if seed < 0:
         raise InputError(f"seed must be 0 or more, got {seed}")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads must be at least 1, got {threads}")
     if tensorboard:
         require_tensorboard()
     out = Path(out)
@@ -112,7 +111,8 @@ def train(
     with (
         ranks(device or torch.device("cpu")) as group,
         _signals() as caught,
-        _own_settings(group.device, deterministic, threads),
+        settings(threads, deterministic),
+        torch.random.fork_rng([group.device] if group.device.type == "cuda" else []),
     ):
         if batch < group.world:
             raise InputError(f"batch {batch} is smaller than the number of processes, {group.world}")
@@ -306,20 +306,6 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _own_settings(device: torch.device, deterministic: bool, threads: int | None) -> Iterator[None]:
-    """The caller's random numbers and torch's settings are afterwards as they were."""
-    before, threads_before = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
-    try:
-        torch.use_deterministic_algorithms(deterministic or before)
-        torch.set_num_threads(threads or threads_before)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        torch.set_num_threads(threads_before)
 
 
 def _nothing(line: str) -> None:
