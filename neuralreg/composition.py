@@ -31,10 +31,12 @@ def seen_through(prior: SpatialMap, moving: Tensor, affine: np.ndarray, fixed: G
     return prior.warp(Image(moving, affine), fixed, mode).data
 
 
-def behind(
-    forward: Transform, inverse: Transform, prior: SpatialMap, moving: Geometry
-) -> tuple[Transform, Transform]:
-    """Both maps of a registration on a prior: forward, then the prior; the prior undone, then inverse."""
-    whole = replace(compose(forward, prior).dense(forward.fixed), moving=moving)
-    back = replace(compose(prior.inverse(moving), inverse).dense(moving), moving=forward.fixed)
-    return whole, back
+def behind(forward: Transform, prior: SpatialMap, moving: Geometry) -> Transform:
+    """The map of a registration on a prior: forward, then the prior."""
+    return replace(compose(forward, prior).dense(forward.fixed), moving=moving)
+
+
+def before(inverse: Transform, prior: SpatialMap, forward: Transform) -> Transform:
+    """The way back through `behind`: the prior undone, then inverse."""
+    moving = forward.moving
+    return replace(compose(prior.inverse(moving), inverse).dense(moving), moving=forward.fixed)

@@ -56,6 +56,7 @@ def write_transform(registration: Registration, path: Path) -> None:
 
 
 def write_inverse(registration: Registration, path: Path) -> None:
+    assert registration.inverse is not None, "asked for where it is written"
     registration.inverse.save(path)
 
 

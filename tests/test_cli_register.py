@@ -38,6 +38,14 @@ def pair(tmp_path: Path) -> list[Any]:
     return ["register", "--fixed", fixed, "--moving", moving, *FAST]
 
 
+def test_no_inverse_is_found_that_nobody_asks_for(pair: list[Any], tmp_path: Path) -> None:
+    result = call(*pair, "--summary", tmp_path / "s.json")
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert summary["inverse_consistency_mm"] is None
+    assert "inverse consistency" not in result.stdout
+
+
 def test_writes_every_output(pair: list[Any], tmp_path: Path) -> None:
     names = {
         "--transform-out": "t.nii.gz",
@@ -179,7 +187,8 @@ def test_own_flags_are_those_of_the_function() -> None:
 
     import neuralreg
 
-    names = set(inspect.signature(neuralreg.register).parameters) - {"progress", "options"}
+    # the inverse is found where --inverse-out asks for it
+    names = set(inspect.signature(neuralreg.register).parameters) - {"progress", "options", "inverse"}
     assert names == OWN_FLAGS - TOGETHER_FLAGS
     import neuralreg.cli.register as module
 

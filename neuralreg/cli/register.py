@@ -173,7 +173,8 @@ def command(
         else:
             import neuralreg
 
-            alone = neuralreg.register(fixed, moving, progress=progress, **settings)
+            wanted = inverse_out is not None or report is not None  # the page shows how consistent it is
+            alone = neuralreg.register(fixed, moving, inverse=wanted, progress=progress, **settings)
             write_together({output.path: partial(output.write, alone) for output in outputs})
             registration = alone
     if not quiet:
