@@ -76,6 +76,7 @@ def test_shared_memory_starts_as_nan(broken: Path) -> None:
     assert "nan" in run(broken, "unwritten_shared").stdout
 
 
+@pytest.mark.thorough  # every kernel compiled once more, with the sanitizer
 @pytest.mark.parametrize("program", ["exact_buffers", "exact_field", "exact_lattice", "exact_sampling"])
 def test_kernels_stay_within_their_buffers(program: str) -> None:
     sources = [*KERNELS, HERE / f"{program}.cpp"]

@@ -47,7 +47,7 @@ class Options:
     # Where an iteration looks
     sampler: str = "downsize"  # one of SAMPLERS, or two with + between
     # how often the images are shrunk, in turn; every entry has the same share of the iterations
-    scales: tuple[int, ...] = (4, 2, 2, 2, 1, 1, 1, 1)
+    scales: tuple[int, ...] = (4, 2, 2, 2, 2, 2, 1, 1)
     stride: int = 0  # voxels between lattice points; 0: the smallest that leaves at most max_points
     max_points: int = 300_000  # also the number of random points
     recompute: bool = False  # encode points again in the backward pass, however large the table is
@@ -66,10 +66,10 @@ class Options:
     jacobian_weight: float = 20.0
     jacobian_threshold: float = 0.4
     diffusion_weight: float = 0.4
-    bending_weight: float = 0.5
+    bending_weight: float = 0.4
     # How it is fitted
     precision: str = "fp32"  # of the layers' products while it is; or bf16
-    iterations: int = 180
+    iterations: int = 280
     lr: float = 5e-3  # of the layers
     table_lr: float = 3e-2  # of the grid's features
     final_lr: float = 0.1

@@ -244,5 +244,5 @@ def test_opcheck_of_the_differentiable_backward(on: On) -> None:
     options = (False, "bilinear", "border", True)
     wants = (True, True, True)
     torch.library.opcheck(
-        ops.sample_backward, (grad, image, displacement, affine, None, *options, *wants, on.backend)
+        ops.sample_backward.overload, (grad, image, displacement, affine, None, *options, *wants, on.backend)
     )
