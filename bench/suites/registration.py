@@ -36,8 +36,8 @@ def _iterations(*counts: int) -> list[dict[str, str]]:
 
 # By kind and setting: options of every run of a trajectory, cheapest first. Peers bring their own, see bench/peers
 OURS: dict[tuple[str, str], list[dict[str, str]]] = {
-    ("nir", "fast"): _iterations(10, 20, 45, 90, 180, 360),
-    ("nir", "fast-diffeomorphic"): _iterations(20, 45, 90, 180, 360),
+    ("nir", "fast"): _iterations(20, 40, 80, 140, 280, 560),
+    ("nir", "fast-diffeomorphic"): _iterations(40, 80, 140, 240, 480),
     ("nir", "paper-displacement"): _iterations(100, 300, 1000, 3000),
     ("ncf", "fast"): _iterations(20, 60, 150),
 }
