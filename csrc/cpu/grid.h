@@ -222,6 +222,76 @@ struct GridElements {
     }
 };
 
+// Values alone of entries that fill a vector need no arrays of elements: what each corner of a point's cell
+// counts is computed for a block at once, and entries go through registers.
+template <class T, int N, int F, int C>
+constexpr bool kWholeEntries = C == 1 && F * sizeof(T) >= 16;
+constexpr int64_t kFar = 1 << 20;  // bytes of a level beyond which entries are asked for ahead
+constexpr int kPointsAhead = 12;
+
+template <class T, int N>
+struct CornerWeights {
+    static constexpr int corners = 1 << N;
+    alignas(64) T of[corners][kGridBlock];
+
+    CornerWeights(const GridCells<T, N>& cells, int count) {
+        for (int c = 0; c < corners; ++c)
+            for (int p = 0; p < count; ++p) {
+                T weight = 1;
+                for (int d = 0; d < N; ++d)
+                    weight *= (c >> (N - 1 - d)) & 1 ? cells.upper[d][p] : 1 - cells.upper[d][p];
+                of[c][p] = weight;
+            }
+    }
+};
+
+// Asks for the entries of the point that comes kPointsAhead points later.
+template <int write, int F, class T, int N, class U>
+inline void prefetch_entries(const GridCells<T, N>& cells, U* entries, int p, int count) {
+    if (p + kPointsAhead >= count) return;
+    for (int c = 0; c < cells.corners; ++c)
+        __builtin_prefetch(entries + static_cast<int64_t>(cells.index[c][p + kPointsAhead]) * F, write);
+}
+
+template <class T, int N, int F>
+inline void gather_entries(const GridLevel& level, const GridCells<T, N>& cells, int count, const T* entries,
+                           T* out, int64_t stride) {
+    using Vec = typename Entry<T, F>::Vec;
+    const CornerWeights<T, N> weight(cells, count);
+    const bool far = level.entries * F * static_cast<int64_t>(sizeof(T)) > kFar;
+    for (int p = 0; p < count; ++p) {
+        if (far) prefetch_entries<0, F>(cells, entries, p, count);
+        Vec sums[2] = {};  // two chains of additions
+        for (int c = 0; c < cells.corners; ++c) {
+            Vec entry;
+            std::memcpy(&entry, entries + static_cast<int64_t>(cells.index[c][p]) * F, sizeof(entry));
+            sums[c & 1] += entry * weight.of[c][p];
+        }
+        sums[0] += sums[1];
+        std::memcpy(out + p * stride, &sums[0], sizeof(Vec));
+    }
+}
+
+template <class T, int N, int F>
+inline void scatter_entries(const GridLevel& level, const GridCells<T, N>& cells, int count, const T* grad,
+                            T* entries) {
+    using Vec = typename Entry<T, F>::Vec;
+    const CornerWeights<T, N> weight(cells, count);
+    const bool far = level.entries * F * static_cast<int64_t>(sizeof(T)) > kFar;
+    for (int p = 0; p < count; ++p) {
+        if (far) prefetch_entries<1, F>(cells, entries, p, count);
+        Vec more;
+        std::memcpy(&more, grad + p * F, sizeof(more));
+        for (int c = 0; c < cells.corners; ++c) {
+            T* entry = entries + static_cast<int64_t>(cells.index[c][p]) * F;
+            Vec sum;
+            std::memcpy(&sum, entry, sizeof(sum));
+            sum += more * weight.of[c][p];
+            std::memcpy(entry, &sum, sizeof(sum));
+        }
+    }
+}
+
 // Copies a channel's elements from or to rows of a stride.
 template <class Elements, class T>
 inline void to_rows(const Elements& part, const T* from, T* rows, int64_t stride) {
@@ -242,9 +312,13 @@ inline void grid_gather(const GridLevel& level, int features, const T* x, int co
                         int64_t stride, int64_t channel_stride) {
     using Cell = Multilinear<T, N>;
     GridCells<T, N> cells;
+    cells.locate(level, UnitBlock<T, N>(x, count), count);
+    if constexpr (kWholeEntries<T, N, F, C>) {
+        gather_entries<T, N, F>(level, cells, count, table + level.offset * F, out, stride);
+        return;
+    }
     GridElements<T, N, F> part;
     alignas(64) T result[C][part.capacity];
-    cells.locate(level, UnitBlock<T, N>(x, count), count);
     part.each(count, 0, features, [&] {
         part.weights(cells);
         part.load(cells, table + level.offset * features, features);
@@ -279,6 +353,10 @@ inline void grid_scatter(const GridLevel& level, int features, int first, int la
     for (int64_t start = 0; start < n; start += kGridBlock) {
         const int count = static_cast<int>(std::min<int64_t>(kGridBlock, n - start));
         cells.locate(level, UnitBlock<T, N>(x + start * N, count), count);
+        if constexpr (kWholeEntries<T, N, F, C>) {
+            scatter_entries<T, N, F>(level, cells, count, grad + start * F, entries);
+            continue;
+        }
         part.each(count, first, last, [&] {
             part.weights(cells);
             for (int k = 0; k < C; ++k)
