@@ -26,7 +26,7 @@ from neuralreg.pair import Pair
 from neuralreg.samplers import axis_coordinates, lattice_coordinates
 from tests.shifts import inner, shifted
 
-SMALL = Options(levels=3, base=3, finest=8, hidden=(16,), iterations=40)
+SMALL = Options(levels=3, base=3, finest=8, hidden=(16,), iterations=40, scales=(4, 2, 2, 2, 1, 1, 1, 1))
 
 
 @pytest.mark.parametrize("grid", [(40, 36), (24, 20, 22)])
