@@ -41,12 +41,20 @@ class Rows:
         found: dict[str, Any] = {"count": len(mine)}
         for name in mine[0]:
             values = [row[name] for row in mine]
-            try:
-                found[name] = sum(map(float, values)) / len(values)
-            except ValueError:
-                if len(set(values)) == 1:
-                    found[name] = values[0]
+            mean = None if name == "commit" else _mean(values)  # 1e66862 is a commit and no number
+            if mean is not None:
+                found[name] = mean
+            elif len(set(values)) == 1:
+                found[name] = values[0]
         return found
+
+
+def _mean(values: list[str]) -> float | None:
+    """None where one of them is no number."""
+    try:
+        return sum(map(float, values)) / len(values)
+    except ValueError:
+        return None
 
 
 def kernel(file: str, case: str, contender: str = "neuralreg") -> Rows:
