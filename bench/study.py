@@ -18,7 +18,7 @@ from rich.table import Table
 
 from neuralreg.bench.curves import Curve, Job, watched
 from neuralreg.bench.pairs import RealPair, load_pair
-from neuralreg.bench.rows import run_command, words, write_rows
+from neuralreg.bench.rows import provenance, run_command, words, write_rows
 from neuralreg.bench.scores import SCORES, score
 from neuralreg.cli.flags import parse_options
 from neuralreg.errors import InputError
@@ -81,7 +81,7 @@ def samplers(
     rows: list[dict[str, Any]] = []
     for setting, own in SAMPLERS.items():
         curve = _watch(pair, preset, iterations, every, seed, threads, {**own, **count}, option)
-        rows += _rows({"pair": name, "sampler": setting}, curve)
+        rows += _rows({**provenance(threads=threads), "pair": name, "sampler": setting}, curve)
         write_rows(out, rows)
     _show(["sampler"], rows)
     if figure is not None:
@@ -117,7 +117,7 @@ def choices(
     for chosen in itertools.product(*(words(text) for text in (encodings, activations, dropouts))):
         own = dict(zip(("encoding", "activation", "dropout"), chosen, strict=True))
         curve = _watch(pair, preset, iterations, iterations, seed, threads, own, option)
-        rows += _rows({"pair": name, **own}, curve)
+        rows += _rows({**provenance(threads=threads), "pair": name, **own}, curve)
         write_rows(out, rows)
     _show(["encoding", "activation", "dropout"], rows)
     _end(rows)
@@ -187,7 +187,7 @@ def _end(rows: list[dict[str, Any]]) -> None:
 
 
 def draw(rows: list[dict[str, Any]], start: float, path: Path) -> None:
-    """Four panels: Dice and folds over the iterations, Dice over seconds, memory."""
+    """Four panels: Dice and folds over the iterations, Dice over CPU seconds, memory."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -201,12 +201,12 @@ def draw(rows: list[dict[str, Any]], start: float, path: Path) -> None:
         iterations = [row["iteration"] for row in mine]
         dice.plot(iterations, [row["dice"] for row in mine], **style)
         folds.plot(iterations, [row["folds_percent_mask"] for row in mine], **style)
-        time.plot([row["seconds"] for row in mine], [row["dice"] for row in mine], **style)
+        time.plot([row["cpu_seconds"] for row in mine], [row["dice"] for row in mine], **style)
         memory.bar(name, mine[-1]["fit_mb"], color=COLORS[name])
     for axes, across, up in (
         (dice, "iteration", "mean Dice"),
         (folds, "iteration", "folds inside the mask (%)"),
-        (time, "seconds", "mean Dice"),
+        (time, "CPU seconds", "mean Dice"),
         (memory, "", "memory that the fit adds, peak (MB)"),
     ):
         axes.set(xlabel=across, ylabel=up)
