@@ -104,8 +104,7 @@ def choices(
 ) -> None:
     """Encoding x activation x intensity sampling: one table.
 
-    Layers learn at a rate of 0.002 unless --option lr=... says another: at preset fast's 0.01 a sine behind a grid runs
-    away.
+    Layers learn at a rate of 0.002 unless --option lr=... says another: at 0.01 a sine behind a grid runs away.
     """
     check_writable(out, suffixes=(".csv",), role="--out")
     pair = load_pair(name)
