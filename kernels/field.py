@@ -210,7 +210,6 @@ def field(
 
     Raises:
         ValueError: a shape or dtype does not fit the spec; nothing can be kept here (recompute=False).
-        BackendError: ``spec.products`` "bfloat16" on the cpu backend.
     """
     tensors = _tensors("field", x, params, spec, latent, volume)
     chosen = _chosen("field", x, spec, backend)
@@ -267,11 +266,6 @@ def _chosen(op: str, x: Tensor, spec: FieldSpec, backend: str | None) -> str:
     chosen = registry.choose(op, x.device, backend)
     if spec.products == "full":
         return chosen
-    if chosen == "cpu":
-        raise registry.BackendError(
-            f"{op}: the backend 'cpu' computes products in full: bfloat16 ones need a GPU, or the reference backend, "
-            "which emulates them"
-        )
     if x.dtype != torch.float32:
         raise ValueError(f"{op}: products in bfloat16 take float32 tensors, got {x.dtype}")
     return chosen

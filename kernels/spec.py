@@ -123,7 +123,7 @@ class FieldSpec:
 
     ``products`` "bfloat16" rounds the factors of the layers' matrix products to bfloat16, those of layers with at most
     NARROW inputs or outputs apart; tensors are float32, and so are sums, activations and results. GPUs multiply such
-    factors several times faster.
+    factors several times faster, CPUs with AVX512-BF16 twice.
     """
 
     ndim: int = 3

@@ -129,7 +129,6 @@ def coarse_network(
     omega: float = 30.0,
     octave_count: int = 0,
     output: str = "displacement",
-    products: str = "full",
 ) -> Field:
     """NCF's coarse module: ``hidden`` layers and a linear one on the coordinates, or on octaves of them.
 
@@ -140,9 +139,7 @@ def coarse_network(
     encoding = Fourier(ndim * octave_count, math.pi, raw=True) if octave_count else None
     sine = activation == "sine"
     omegas = (float(omega),) * len(hidden) if sine else ()
-    field = Field(
-        FieldSpec(ndim, encoding, hidden, ndim, activation, omegas, output=output, products=products)
-    )
+    field = Field(FieldSpec(ndim, encoding, hidden, ndim, activation, omegas, output=output))
     if field.matrix is not None:
         field.matrix.copy_(torch.tensor(octaves(ndim, octave_count)))
     if sine:

@@ -108,8 +108,9 @@ def hardware() -> dict[str, Any]:
     """Processor, instruction set in use and usable ones, threads, GPUs."""
     try:
         isa, isas = native.cpu_isa(), native.cpu_isas()
+        bfloat16 = "faster than float32" if native.multiplies_bfloat16() else "emulated"
     except registry.BackendError:
-        isa, isas = "none", []
+        isa, isas, bfloat16 = "none", [], "none"
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     return {
         "system": f"{platform.system()} {platform.machine()}",
@@ -118,6 +119,7 @@ def hardware() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "instruction set": isa,
         "instruction sets usable": isas,
+        "bfloat16 products": bfloat16,
         "gpus": [torch.cuda.get_device_name(index) for index in gpus],
     }
 

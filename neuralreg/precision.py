@@ -5,6 +5,8 @@ The map is asked in float32 once it is fitted: rounded products would roughen it
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import nn
 
 from neuralreg.errors import InputError
 from neuralreg.fields import Field
-from neuralreg.kernels.backends import registry
+from neuralreg.kernels.backends import native, registry
 
 # What a precision is called in a FieldSpec.
 PRODUCTS = {"fp32": "full", "bf16": "bfloat16"}
@@ -23,27 +25,37 @@ def check_precision(options: Any, device: torch.device) -> None:
     """That the precision in a method's options, where it has one, can be had on a device.
 
     Raises:
-        InputError: the backend that is chosen there has no such products. The reference, which emulates them, counts
-            where it was asked for.
+        InputError: the backend that is chosen there has no such products, or has to take longer over them than over
+            float32. One that was asked for by name counts all the same, the reference too, which emulates them.
     """
     if getattr(options, "precision", "fp32") == "fp32":
         return
     chosen = registry.choose("field", device)
-    if chosen == "cpu":
+    if registry.asked_for(chosen):
+        return
+    if chosen == "cpu" and not native.multiplies_bfloat16():
         raise InputError(
-            "precision bf16 needs a GPU: the kernels for CPUs multiply in float32 alone; leave it out, or set "
-            "NEURALREG_BACKEND=reference to have it emulated, slowly"
+            "precision bf16 needs a GPU, or a CPU that multiplies bfloat16 (AVX512-BF16), which this one does not; "
+            "leave it out, or set NEURALREG_BACKEND=cpu to have its numbers all the same, slower than float32"
         )
-    if chosen == "reference" and not registry.asked_for("reference"):
+    if chosen == "reference":
         raise InputError(
             f"precision bf16: no kernel for {device.type} is chosen by itself here, and plain torch only emulates it; "
             "set NEURALREG_BACKEND to cuda, triton or reference"
         )
 
 
-def with_full_products(map_: nn.Module) -> nn.Module:
-    """The map itself, whose fields multiply in full from here on."""
+@contextlib.contextmanager
+def multiplying(map_: nn.Module, precision: str) -> Iterator[None]:
+    """Inside it the map's fields multiply in ``precision``, afterwards in full."""
+    _multiply(map_, PRODUCTS[precision])
+    try:
+        yield
+    finally:
+        _multiply(map_, "full")
+
+
+def _multiply(map_: nn.Module, products: str) -> None:
     for module in map_.modules():
         if isinstance(module, Field):
-            module.spec = replace(module.spec, products="full")
-    return map_
+            module.spec = replace(module.spec, products=products)

@@ -138,8 +138,8 @@ def register(
             learning rate follow the clock. Reading, the start, evaluating and writing come on top.
         max_memory: megabytes of resident memory that the process may reach; iterations then look at fewer points
             (wider strides, fewer patches). An error says so where the images alone need more.
-        precision: "fp32", or "bf16" where a GPU's kernels multiply the layers' factors so; the map that was fitted is
-            always asked in float32. None is the method's own. Methods "nir" and "ncf".
+        precision: "fp32", or "bf16" where a GPU or CPU multiplies the layers' factors so; the map that was fitted is
+            always asked in float32. None is the method's own. All methods but "ofg", whose map is no field.
         seed: of every random choice.
         deterministic: let torch use deterministic algorithms alone; on the CPU nothing changes by it.
         device: "auto", "cpu", "cuda", "cuda:0", ...

@@ -33,7 +33,8 @@ void bind_shapes(py::module_& m) {
         .def_readwrite("gate_omegas", &FieldShape::gate_omegas)
         .def_readwrite("steps", &FieldShape::steps)
         .def_readwrite("time", &FieldShape::time)
-        .def_readwrite("rk4", &FieldShape::rk4);
+        .def_readwrite("rk4", &FieldShape::rk4)
+        .def_readwrite("bfloat16", &FieldShape::bfloat16);
     const auto number = [&](const char* name, auto FieldShape::* member) {
         using Number = std::remove_reference_t<decltype(std::declval<FieldShape>().*member)>;
         shape.def_property(

@@ -1,4 +1,5 @@
-// Which instruction sets this machine runs, by the names of the extension modules.
+// Which instruction sets this machine runs, by the names of the extension modules; and "avx512bf16", which
+// has no module of its own.
 #pragma once
 
 #include <string>
@@ -15,6 +16,7 @@ inline std::vector<std::string> cpu_features() {
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         names.push_back("avx512");
+    if (__builtin_cpu_supports("avx512bf16")) names.push_back("avx512bf16");
 #endif
     return names;
 }

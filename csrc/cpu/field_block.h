@@ -30,12 +30,12 @@ struct FieldPlan {
         : shape(shape),
           input(shape, tensors),
           main(shape.widths, tensors.data() + input.tensors(), shape.omegas, shape.activation,
-               shape.gate_widths.empty() ? shape.skip : Skip::kNone, true, training),
+               shape.gate_widths.empty() ? shape.skip : Skip::kNone, true, shape.bfloat16, training),
           tangents(jet ? shape.ndim : 0),
           kept(kept) {
         if (!shape.gate_widths.empty())
             gates.emplace(shape.gate_widths, tensors.data() + input.tensors() + 2 * main.layers.size(),
-                          shape.gate_omegas, shape.activation, shape.skip, false, training);
+                          shape.gate_omegas, shape.activation, shape.skip, false, shape.bfloat16, training);
         // The activations of a block and one layer's weights share the second cache.
         const int widest = *std::max_element(shape.widths.begin(), shape.widths.end());
         capacity = (widest > 128 ? kGridBlock / 2 : kGridBlock) / (jet ? 2 : 1);

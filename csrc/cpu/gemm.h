@@ -25,16 +25,27 @@ constexpr int64_t row_stride(int64_t n) {
     return padded<T>(n) + (padded<T>(n) * sizeof(T) % 1024 == 0 ? Simd<T>::lanes : 0);
 }
 
-// A matrix read at any strides, and row-major ones.
+// What is multiplied, and how it is added to the sums: numbers of one type here, bfloat16.h has pairs.
 template <class T>
+struct Full {
+    using Factor = T;
+    using Sum = T;
+    using Row = typename Simd<T>::Vec;
+
+    static Row load(const T* p) { return Simd<T>::load(p); }
+    static void add(Row& sum, T a, const Row& b) { sum += a * b; }
+};
+
+// A matrix read at any strides, and row-major ones.
+template <class Factor, class Sum>
 struct GemmOperands {
-    const T* a;
+    const Factor* a;
     int64_t a_row, a_depth;
-    const T* b;
+    const Factor* b;
     int64_t b_row;
-    const T* init;
+    const Sum* init;
     int64_t init_row;
-    T* c;
+    Sum* c;
     int64_t c_row;
 
     GemmOperands at(int64_t row, int64_t column, int64_t depth) const {
@@ -50,25 +61,29 @@ struct GemmOperands {
     }
 };
 
-template <class T, int Rows, int Vectors>
-inline void gemm_tile(int depth, const GemmOperands<T>& m) {
-    using S = Simd<T>;
+template <class Product>
+using Operands = GemmOperands<typename Product::Factor, typename Product::Sum>;
+
+template <class Product, int Rows, int Vectors>
+inline void gemm_tile(int depth, const Operands<Product>& m) {
+    using Factor = typename Product::Factor;
+    using S = Simd<typename Product::Sum>;
     typename S::Vec sum[Rows][Vectors];
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v) sum[i][v] = S::load(m.init + i * m.init_row + v * S::lanes);
-    const T* a = m.a;
-    const T* b = m.b;
+    const Factor* a = m.a;
+    const Factor* b = m.b;
     for (int k = 0; k < depth; ++k, a += m.a_depth, b += m.b_row) {
-        typename S::Vec row[Vectors];
+        typename Product::Row row[Vectors];
 #pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) row[v] = S::load(b + v * S::lanes);
+        for (int v = 0; v < Vectors; ++v) row[v] = Product::load(b + v * S::lanes);
 #pragma GCC unroll 8
         for (int i = 0; i < Rows; ++i) {
-            const T factor = a[i * m.a_row];
+            const Factor factor = a[i * m.a_row];
 #pragma GCC unroll 8
-            for (int v = 0; v < Vectors; ++v) sum[i][v] += factor * row[v];
+            for (int v = 0; v < Vectors; ++v) Product::add(sum[i][v], factor, row[v]);
         }
     }
 #pragma GCC unroll 8
@@ -78,44 +93,45 @@ inline void gemm_tile(int depth, const GemmOperands<T>& m) {
 }
 
 // The rows that do not fill a tile.
-template <class T, int Vectors, int Rows>
-inline void gemm_rest(int rows, int depth, const GemmOperands<T>& m) {
+template <class Product, int Vectors, int Rows>
+inline void gemm_rest(int rows, int depth, const Operands<Product>& m) {
     if constexpr (Rows > 0) {
         if (rows == Rows)
-            gemm_tile<T, Rows, Vectors>(depth, m);
+            gemm_tile<Product, Rows, Vectors>(depth, m);
         else
-            gemm_rest<T, Vectors, Rows - 1>(rows, depth, m);
+            gemm_rest<Product, Vectors, Rows - 1>(rows, depth, m);
     }
 }
 
-template <class T, int Vectors>
-inline void gemm_rows(int rows, int depth, const GemmOperands<T>& m) {
+template <class Product, int Vectors>
+inline void gemm_rows(int rows, int depth, const Operands<Product>& m) {
     int i = 0;
-    for (; i + kTileRows <= rows; i += kTileRows) gemm_tile<T, kTileRows, Vectors>(depth, m.at(i, 0, 0));
-    gemm_rest<T, Vectors, kTileRows - 1>(rows - i, depth, m.at(i, 0, 0));
+    for (; i + kTileRows <= rows; i += kTileRows)
+        gemm_tile<Product, kTileRows, Vectors>(depth, m.at(i, 0, 0));
+    gemm_rest<Product, Vectors, kTileRows - 1>(rows - i, depth, m.at(i, 0, 0));
 }
 
 // The columns that do not fill a tile.
-template <class T, int Vectors>
-inline void gemm_last_columns(int vectors, int rows, int depth, const GemmOperands<T>& m) {
+template <class Product, int Vectors>
+inline void gemm_last_columns(int vectors, int rows, int depth, const Operands<Product>& m) {
     if constexpr (Vectors > 0) {
         if (vectors == Vectors)
-            gemm_rows<T, Vectors>(rows, depth, m);
+            gemm_rows<Product, Vectors>(rows, depth, m);
         else
-            gemm_last_columns<T, Vectors - 1>(vectors, rows, depth, m);
+            gemm_last_columns<Product, Vectors - 1>(vectors, rows, depth, m);
     }
 }
 
-// columns: a multiple of Simd<T>::lanes; depth at least 1.
-template <class T>
-inline void gemm(int rows, int columns, int depth, GemmOperands<T> m) {
-    constexpr int lanes = Simd<T>::lanes;
+// columns: a multiple of the lanes of a vector of sums; depth at least 1.
+template <class Product>
+inline void gemm(int rows, int columns, int depth, Operands<Product> m) {
+    constexpr int lanes = Simd<typename Product::Sum>::lanes;
     for (int k = 0; k < depth; k += kDepthBlock) {
         const int part = std::min(kDepthBlock, depth - k);
         int j = 0;
         for (; j + kTileVectors * lanes <= columns; j += kTileVectors * lanes)
-            gemm_rows<T, kTileVectors>(rows, part, m.at(0, j, k));
-        gemm_last_columns<T, kTileVectors - 1>((columns - j) / lanes, rows, part, m.at(0, j, k));
+            gemm_rows<Product, kTileVectors>(rows, part, m.at(0, j, k));
+        gemm_last_columns<Product, kTileVectors - 1>((columns - j) / lanes, rows, part, m.at(0, j, k));
         m.init = m.c;
         m.init_row = m.c_row;
     }

@@ -1,4 +1,4 @@
-// A stack of layers on a block of points: packed weights, activations, forward and backward.
+// A stack of layers on a block of points: activations, forward and backward.
 //
 // Every buffer is [channel][point][row_stride(width)], where channel 0 is the value and channel 1 + k, in a
 // jet, the derivative to coordinate k. The channels of a block follow each other without a gap, so that a
@@ -11,34 +11,10 @@
 
 #include "cpu/activate.h"
 #include "cpu/aligned.h"
-#include "cpu/gemm.h"
+#include "cpu/layer_products.h"
 #include "cpu/ops.h"
 
 namespace nr {
-
-// A layer's weights, padded to whole vectors, in both orders that the products need.
-template <class T>
-struct PackedLayer {
-    int in, out;
-    AlignedVector<T> by_input;   // [in][row_stride(out)]: forward
-    AlignedVector<T> by_output;  // [out][row_stride(in)]: input gradient; empty for inference
-    AlignedVector<T> bias;       // [row_stride(out)]
-
-    PackedLayer(int in, int out, const T* w, const T* b, bool training)
-        : in(in), out(out), by_input(in * row_stride<T>(out), T(0)), bias(row_stride<T>(out), T(0)) {
-        std::copy(b, b + out, bias.begin());
-        constexpr int kTile = 16;  // transposed tile by tile: rows of either side stay in the cache
-        for (int first = 0; first < out; first += kTile)
-            for (int i = 0; i < in; ++i)
-                for (int o = first; o < std::min(first + kTile, out); ++o)
-                    by_input[i * row_stride<T>(out) + o] = w[static_cast<int64_t>(o) * in + i];
-        if (!training) return;
-        by_output.assign(out * row_stride<T>(in), T(0));
-        for (int o = 0; o < out; ++o)
-            std::copy(w + static_cast<int64_t>(o) * in, w + static_cast<int64_t>(o + 1) * in,
-                      by_output.begin() + o * row_stride<T>(in));
-    }
-};
 
 // What a stack is made of, for all threads.
 template <class T>
@@ -51,10 +27,11 @@ struct StackPlan {
 
     // params: W, b layer by layer
     StackPlan(const std::vector<int>& widths, const T* const* params, const std::vector<double>& omega,
-              Activation activation, Skip skip, bool linear_end, bool training)
+              Activation activation, Skip skip, bool linear_end, bool bfloat16, bool training)
         : omegas(widths.size(), T(1)), activation(activation), skip(skip), linear_end(linear_end) {
         for (size_t l = 0; l + 1 < widths.size(); ++l)
-            layers.emplace_back(widths[l], widths[l + 1], params[2 * l], params[2 * l + 1], training);
+            layers.emplace_back(widths[l], widths[l + 1], params[2 * l], params[2 * l + 1], bfloat16,
+                                training);
         for (size_t l = 0; l < omega.size(); ++l) omegas[l] = static_cast<T>(omega[l]);
     }
 
@@ -72,7 +49,10 @@ template <class T>
 class Stack {
 public:
     Stack(const StackPlan<T>& plan, int tangents, int capacity, bool training, bool gated)
-        : plan_(plan), tangents_(tangents), layers_(plan.size()) {
+        : plan_(plan),
+          tangents_(tangents),
+          products_(plan.layers, int64_t{capacity} * (1 + tangents), training),
+          layers_(plan.size()) {
         for (int l = 0; l < plan.size(); ++l) {
             const PackedLayer<T>& packed = plan.layers[l];
             Buffers& b = layers_[l];
@@ -89,8 +69,6 @@ public:
                 b.weight_gradient.resize(packed.out * row_stride<T>(packed.in));
                 b.bias_gradient.resize(row_stride<T>(packed.out));
             }
-            zeros_.resize(std::max(zeros_.size(), static_cast<size_t>(std::max(row_stride<T>(packed.out),
-                                                                               row_stride<T>(packed.in)))));
         }
     }
 
@@ -107,14 +85,7 @@ public:
             const PackedLayer<T>& packed = plan_.layers[l];
             Buffers& b = layers_[l];
             const int64_t stride = row_stride<T>(packed.out), size = count * stride;
-            const int columns = static_cast<int>(padded<T>(packed.out));
-            const auto product = [&](int rows, int64_t first, const T* init) {
-                gemm<T>(rows, columns, packed.in,
-                        {input + first * input_stride, input_stride, 1, packed.by_input.data(), stride, init,
-                         0, b.before.data() + first * stride, stride});
-            };
-            product(count, 0, packed.bias.data());
-            if (tangents_) product(tangents_ * count, count, zeros_.data());
+            products_.forward(packed, input, input_stride, count, (1 + tangents_) * count, b.before.data());
             if (!plan_.hidden(l)) return;
             T* out = gates ? b.ungated.data() : b.value.data();
             activate_block(plan_.activation, plan_.omegas[l], b.before.data(), out, b.slope.data(),
@@ -151,10 +122,7 @@ public:
             const int64_t in_stride = l ? row_stride<T>(packed.in) : input_stride;
             const int rows = (1 + tangents_) * count;
             if (want_weights) {
-                T* w = b.weight_gradient.data();
-                const int64_t w_stride = row_stride<T>(packed.in);
-                gemm<T>(packed.out, static_cast<int>(padded<T>(packed.in)), rows,
-                        {g, 1, stride, in, in_stride, w, w_stride, w, w_stride});
+                products_.weight_gradient(packed, g, in, in_stride, rows, b.weight_gradient.data());
                 for (int p = 0; p < count; ++p)
                     for (int64_t o = 0; o < stride; ++o) b.bias_gradient[o] += g[p * stride + o];
             }
@@ -162,9 +130,7 @@ public:
             if (!to) return;
             // gradients of earlier layers already hold what came through gates and skips
             const bool adds = l ? plan_.skip != Skip::kNone || !plan_.linear_end : add_to_input;
-            gemm<T>(rows, static_cast<int>(padded<T>(packed.in)), packed.out,
-                    {g, stride, 1, packed.by_output.data(), row_stride<T>(packed.in),
-                     adds ? to : zeros_.data(), adds ? in_stride : 0, to, in_stride});
+            products_.input_gradient(packed, g, rows, adds, to, in_stride);
         }
     }
 
@@ -197,8 +163,8 @@ private:
 
     const StackPlan<T>& plan_;
     int tangents_;
+    LayerProducts<T> products_;
     std::vector<Buffers> layers_;
-    AlignedVector<T> zeros_;
 };
 
 }  // namespace nr

@@ -49,6 +49,7 @@ struct FieldShape {
     int steps = 0;  // of the flow; 0: none
     double time = 0;
     bool rk4 = true;
+    bool bfloat16 = false;  // factors of the layers' products, in float alone
 
     int inputs() const { return encoded + latent + volume_channels; }
 };

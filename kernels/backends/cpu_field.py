@@ -111,6 +111,7 @@ class _Call:
         shape.omegas, shape.gate_omegas = list(spec.omega), list(spec.gate_omega)
         shape.activation = ACTIVATIONS.index(spec.activation)
         shape.skip, shape.output = SKIPS.index(spec.skip), OUTPUTS.index(spec.output)
+        shape.bfloat16 = spec.products == "bfloat16"
         if flow:
             shape.steps, shape.time, shape.rk4 = flow.steps, flow.time, flow.scheme == "rk4"
         self.x = x.contiguous()

@@ -117,7 +117,7 @@ class RegisterFlags:
         str | None,
         typer.Option(
             metavar="fp32|bf16",
-            help="Of the network's products while it is fitted; bf16 on GPUs.",
+            help="Of the network's products while it is fitted; bf16 on GPUs and CPUs that have it.",
             rich_help_panel=RUN,
         ),
     ] = None

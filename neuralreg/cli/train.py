@@ -137,6 +137,7 @@ def command(
 
     from neuralreg.device import pick_device
     from neuralreg.options import resolve
+    from neuralreg.precision import check_precision
     from neuralreg.registration import environment
     from neuralreg.training.augment import Augmentation
     from neuralreg.training.budget import Every
@@ -152,6 +153,7 @@ def command(
     module = method_module(method)
     chosen = resolve(module.PRESETS, preset, options, method)
     target = pick_device(device)
+    check_precision(chosen, target)
 
     def read(path: Path) -> Any:
         collection = read_collection(

@@ -32,7 +32,7 @@ from neuralreg.methods.nir import dense_displacement
 from neuralreg.objective import lattice_regularity
 from neuralreg.occupancy import OCCUPANCY_LOSSES, OCCUPIED, occupancy_loss, otsu_threshold, soft_occupancy
 from neuralreg.pair import Pair
-from neuralreg.precision import PRODUCTS, with_full_products
+from neuralreg.precision import PRODUCTS, multiplying
 from neuralreg.samplers import Downsize, Lattice, lattice_shape, shrunken_grid, smallest_stride
 
 __all__ = ["PRESETS", "Options", "dense_displacement", "fit", "holding", "with_at_most"]
@@ -162,7 +162,6 @@ def make_field(options: Options, grid: tuple[int, ...]) -> CorrespondenceField:
         omega=options.omega,
         octave_count=options.octaves,
         output=options.output,
-        products=PRODUCTS[options.precision],
     )
     smoother = Smoother(len(grid), options.channels, residual=options.residual)
     step = options.lattice_step or smallest_stride(grid, options.max_points)
@@ -211,22 +210,21 @@ def fit(
             raise InputError(f"method ncf: {error}") from None
     generator = torch.Generator().manual_seed(seed)
     stages = make_stages(pair, options, generator)
-    if options.output == "position":
-        learn_identity(field.coarse, options, generator, progress)
-
-    history = minimise(
-        [make_step(field, stage, options) for stage in stages],
-        [
-            {"params": list(field.coarse.parameters()), "lr": options.lr},
-            {"params": list(field.smoother.parameters()), "lr": options.smoother_lr},
-        ],
-        iterations=options.iterations,
-        final_lr=options.final_lr,
-        stop=Stop(seconds, options.patience),
-        progress=progress,
-        watch=None if watch is None else lambda iteration: watch(iteration, field),
-    )
-    with_full_products(field)
+    with multiplying(field, options.precision):
+        if options.output == "position":
+            learn_identity(field.coarse, options, generator, progress)
+        history = minimise(
+            [make_step(field, stage, options) for stage in stages],
+            [
+                {"params": list(field.coarse.parameters()), "lr": options.lr},
+                {"params": list(field.smoother.parameters()), "lr": options.smoother_lr},
+            ],
+            iterations=options.iterations,
+            final_lr=options.final_lr,
+            stop=Stop(seconds, options.patience),
+            progress=progress,
+            watch=None if watch is None else lambda iteration: watch(iteration, field),
+        )
     return field, history
 
 

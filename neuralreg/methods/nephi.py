@@ -28,6 +28,7 @@ from neuralreg.methods.nephi_options import ARCHITECTURE, PRESETS, Options
 from neuralreg.methods.nir import SLAB_POINTS, dense_displacement
 from neuralreg.networks.encoder import Encoder, halved, local_block_of
 from neuralreg.pair import Pair, resampled
+from neuralreg.precision import multiplying
 from neuralreg.samplers import lattice_coordinates, lattice_shape, shrunken_grid
 from neuralreg.two_way import CodedMap, TwoWayField
 
@@ -107,7 +108,8 @@ class NePhiTrainee:
         for index, codes in enumerate(module.encode(batch.fixed, batch.moving)):
             one = slice(index, index + 1)
             pair = Pair(batch.fixed[one], batch.moving[one], affine).shrink(options.scales[0])
-            found.append(pair_losses(module.maps(*codes), pair, sample, points, options))
+            with multiplying(module, options.precision):
+                found.append(pair_losses(module.maps(*codes), pair, sample, points, options))
         return {name: torch.stack([losses[name] for losses in found]).mean() for name in found[0]}
 
     @torch.no_grad()
@@ -284,15 +286,16 @@ def improve(
 
         return step
 
-    return minimise(
-        [stage(options.stage(number / options.stages)) for number in range(options.stages)],
-        groups,
-        iterations=iterations,
-        final_lr=options.refine_final_lr,
-        stop=Stop(seconds),
-        progress=progress,
-        watch=None if watch is None else lambda iteration: watch(iteration, field),
-    )
+    with multiplying(field, options.precision):
+        return minimise(
+            [stage(options.stage(number / options.stages)) for number in range(options.stages)],
+            groups,
+            iterations=iterations,
+            final_lr=options.refine_final_lr,
+            stop=Stop(seconds),
+            progress=progress,
+            watch=None if watch is None else lambda iteration: watch(iteration, field),
+        )
 
 
 @torch.no_grad()

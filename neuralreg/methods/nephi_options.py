@@ -7,6 +7,7 @@ from typing import Any
 
 from neuralreg.losses import POINTWISE, SIMILARITIES, WINDOWED
 from neuralreg.networks.encoder import NORMS
+from neuralreg.precision import PRODUCTS
 
 SAMPLERS = ("random", "patches", "lattice")
 REFINED = ("codes", "decoders", "both")
@@ -68,6 +69,7 @@ class Options:
     refine_points: int = 0  # of the regulariser; 0: as in the training
     refine_weight: float = -1.0  # of the regulariser; -1: as in the training
     iterations: int = 300  # without a prediction
+    precision: str = "fp32"  # of the decoders' products while they or the codes are fitted; or bf16
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -77,6 +79,7 @@ class Options:
             ("regulariser", ("inverse", "diffusion")),
             ("derivative", ("exact", "differences")),
             ("refined", REFINED),
+            ("precision", tuple(PRODUCTS)),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")

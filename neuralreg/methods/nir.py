@@ -38,7 +38,7 @@ from neuralreg.memory import SLAB_POINTS
 from neuralreg.methods.nir_options import PRESETS, Options, holding
 from neuralreg.objective import analytic_regularity, lattice_regularity, one_step_beyond, sampled_similarity
 from neuralreg.pair import Images, Shown
-from neuralreg.precision import PRODUCTS, with_full_products
+from neuralreg.precision import multiplying
 from neuralreg.samplers import (
     Downsize,
     Patches,
@@ -85,7 +85,6 @@ def make_field(options: Options, ndim: int) -> Field:
         ndim,
         activation,
         (float(options.omega),) * len(options.hidden) if sine else (),
-        products=PRODUCTS[options.precision],
     )
     field = Field(spec, start_at_zero=options.start_at_zero, table_range=options.table_range)
     field.recompute = True if options.recompute else None
@@ -183,19 +182,20 @@ def fit_field(
     stages = make_stages(pair.grid, options, generator, pair.device)
     steps = [make_step(whole, pair.shrink(samplers[0][0].scale), samplers, options) for samplers, _ in stages]
     table = [{"params": [field.table], "lr": options.table_lr}] if field.table is not None else []
-    history = minimise(
-        steps,
-        [{"params": list(field.weights), "lr": options.lr}, *table],
-        iterations=options.iterations,
-        final_lr=options.final_lr,
-        shares=[share for _, share in stages],
-        stop=stop,
-        progress=progress,
-        name=name,
-        watch=None if watch is None else lambda iteration: watch(iteration, whole),
-        gather=pair.gather,
-    )
-    return with_full_products(whole), history
+    with multiplying(whole, options.precision):
+        history = minimise(
+            steps,
+            [{"params": list(field.weights), "lr": options.lr}, *table],
+            iterations=options.iterations,
+            final_lr=options.final_lr,
+            shares=[share for _, share in stages],
+            stop=stop,
+            progress=progress,
+            name=name,
+            watch=None if watch is None else lambda iteration: watch(iteration, whole),
+            gather=pair.gather,
+        )
+    return whole, history
 
 
 def with_at_most(options: Options, grid: tuple[int, ...], most: int) -> Options:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -193,3 +194,24 @@ def second_results(call: Call, backend: str | None) -> list[Tensor]:
     value = public(*arguments, **options, backend=backend)
     grads = torch.autograd.grad(weighted_sum(value * value), wanted, create_graph=True)
     return list(torch.autograd.grad(weighted_sum(grads), wanted, allow_unused=True, materialize_grads=True))
+
+
+def few_bits(
+    public: Callable[..., Any], widths: tuple[int, ...], count: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Results and gradients of a field whose factors bfloat16 holds, and the reference's in float64."""
+    spec = FieldSpec(hidden=widths)
+    torch.manual_seed(1)
+    params = [torch.randint(-2, 3, s) / 2 * (torch.rand(s) < 6 / s[-1]) for s in spec.parameter_shapes()]
+    x = torch.randint(-4, 5, (count, 3)) / 4
+    found = []
+    for backend, dtype in (("cpu", torch.float32), ("reference", torch.float64)):
+        torch.manual_seed(2)
+        inputs = [leaf(t.to(dtype)) for t in (x, *params)]
+        products = "bfloat16" if backend == "cpu" else "full"
+        results = public(inputs[0], inputs[1:], replace(spec, products=products), backend=backend)
+        results = results if isinstance(results, tuple) else (results,)
+        upstream = [torch.randint(-2, 3, r.shape).to(dtype) for r in results]
+        grads = torch.autograd.grad(results, inputs, upstream, materialize_grads=True)
+        found.append([t.detach().double() for t in (*results, *grads)])
+    return found[0], found[1]

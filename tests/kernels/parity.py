@@ -6,9 +6,10 @@ import sys
 
 import torch
 
+from neuralreg import kernels
 from neuralreg.kernels.backends import native
 
-from .calls import CASES, calls, results
+from .calls import CASES, calls, few_bits, results
 
 
 def main() -> int:
@@ -27,6 +28,11 @@ def main() -> int:
                 if not error <= bound * max(1.0, float(other.abs().max())):
                     print(f"{case} {dtype} result {part}: error {error:.3g}")
                     wrong += 1
+    for public in (kernels.field, kernels.field_jet):
+        for widths in ((18, 20), (70, 33)):
+            if not all(map(torch.equal, *few_bits(public, widths, 97))):
+                print(f"{public.__name__} {widths} in bfloat16: not exact where the factors are")
+                wrong += 1
     print("compared", 2 * len(CASES), "wrong", wrong)
     return 1 if wrong else 0
 
