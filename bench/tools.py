@@ -191,6 +191,7 @@ def _neuralreg(tool: Tool, task: Task, settings: Settings) -> list[str]:
     command += ["--threads", str(settings.threads)]
     own = dict(tool.options)
     flags = {"seed": settings.seed, "iterations": settings.iterations}
+    flags |= {} if baseline else {"precision": None}
     for name, value in flags.items():
         chosen = own.pop(name, value)
         command += [] if chosen is None else [f"--{name}", str(chosen)]

@@ -103,9 +103,10 @@ def test_names_of_tools():
 def test_a_tools_own_options_go_before_those_of_all(tmp_path):
     task = Task.write(small_pair(), tmp_path)
     settings = Settings(iterations=7, seed=3, options=("lr=0.5", "levels=4"))
-    (tool,) = parse_tools("nir:fast[lr=0.02;iterations=9]")
+    (tool,) = parse_tools("nir:fast[lr=0.02;iterations=9;precision=bf16]")
     command = tool.command(task, settings)
     assert command[command.index("--iterations") + 1] == "9"
+    assert command[command.index("--precision") + 1] == "bf16"
     assert command[command.index("--seed") + 1] == "3"
     given = [command[i + 1] for i, word in enumerate(command) if word == "--option"]
     assert given == ["levels=4", "lr=0.02"]
