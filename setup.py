@@ -44,6 +44,9 @@ if X86:
     ISA_FLAGS["avx512"] = [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")]
     ISA_FLAGS["avx512"] += ["-mavx2", "-mfma", "-mprefer-vector-width=512"]
 
+# An instruction that a module uses where the machine has it; older assemblers do not know it.
+BFLOAT16_PROBE = 'void probe() { asm("vdpbf16ps %zmm0, %zmm1, %zmm2"); }\n'
+
 COMMON_FLAGS = [
     *("-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-Wall", "-Wno-psabi"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
@@ -124,10 +127,10 @@ class Compiler:
             wanted.append("-fopenmp")
         return [flag for flag in wanted if self.accepts([flag])]
 
-    def accepts(self, flags: list[str]) -> bool:
-        """Whether an empty source compiles with ``flags``."""
+    def accepts(self, flags: list[str], source: str = "int probe;\n") -> bool:
+        """Whether a source, by default an empty one, compiles with ``flags``."""
         probe = self.scratch / "probe.cpp"
-        probe.write_text("int probe;\n")
+        probe.write_text(source)
         output = probe.with_suffix(".o")
         command = [*self.command, *self.target, "-Werror", *flags, "-c", str(probe), "-o", str(output)]
         return self._run(command).returncode == 0
@@ -266,6 +269,8 @@ class BuildNative(build_ext):
                         failures[isa] = f"the compiler does not know {' '.join(ISA_FLAGS[isa])}"
                         continue
                     flags = [f"-DNR_MODULE_NAME=_cpu_{isa}", *ISA_FLAGS[isa]]
+                    if isa == "avx512" and compiler.accepts(ISA_FLAGS[isa], BFLOAT16_PROBE):
+                        flags.append("-DNR_VDPBF16PS")
                     own = [source for source in sources() if source not in bindings()]
                     jobs[isa] = shared + [
                         self._submit(pool, compiler, source, folder / isa, flags, headers) for source in own

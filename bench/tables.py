@@ -171,7 +171,7 @@ FIGURES = Block(
     ),
 )
 
-SCALING = RUN.format("memory-scaling")
+SCALING = "2026-11-22-epyc-2core-memory-scaling.csv"
 GROWING = {
     "NIR, step": "neuralreg nir fast",
     "NIR, register": "neuralreg nir fast, register",
@@ -206,7 +206,7 @@ GROWTH = Block(
         _cube(64, "mmmmmmmm"),
         _cube(128, "mmmmmmmm"),
         _cube(192, "mmmmmxm-"),
-        _cube(256, "mmmmmx--"),
+        _cube(256, "mmmmmxm-"),
         _cube(320, "mmmmmx--"),
         _cube(640, "m----x--"),
     ),

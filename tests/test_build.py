@@ -243,6 +243,23 @@ def test_one_module_that_does_not_build_is_left_out(project: Path) -> None:
     assert not (project / NOTE).exists()
 
 
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="several instruction sets exist on x86 only")
+def test_an_assembler_that_lacks_an_instruction_costs_no_module(project: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old-g++"
+    refuse = "case $word in *.cpp) grep -q vdpbf16ps $word && exit 1;; esac"
+    old.write_text(f'#!/bin/sh\nfor word in "$@"; do {refuse}; done\nexec g++ "$@"\n')
+    old.chmod(0o755)
+    source = "#ifdef NR_VDPBF16PS\nint the_instruction_is_used;\n#endif\n"
+    (project / "csrc/cpu/other.cpp").write_text(source)
+    for compiler, used in (("g++", True), (str(old), False)):
+        assert build(project, NEURALREG_BUILD_ISAS="base,avx512", CXX=compiler).returncode == 0
+        assert modules(project) == ["_cpu_avx512", "_cpu_base"]
+        for isa in ("base", "avx512"):
+            (compiled,) = project.glob(f"build/native/*/{isa}/cpu_other.o")
+            assert (b"the_instruction_is_used" in compiled.read_bytes()) == (used and isa == "avx512")
+
+
 def built_modules() -> list[Path]:
     try:
         return [Path(str(native.load_isa(isa).__file__)) for isa in native.cpu_isas()]

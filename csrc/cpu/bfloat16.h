@@ -68,7 +68,7 @@ struct PlainPairs {
     }
 };
 
-#if defined(__AVX512F__)
+#if defined(NR_VDPBF16PS)  // set by setup.py where the assembler knows it
 // The same where it has. Written out, because only this one instruction goes beyond what the module is
 // compiled for.
 struct MachinePairs : PlainPairs {
@@ -83,7 +83,7 @@ using MachinePairs = PlainPairs;
 
 // Whether the machine has the instruction, and this module is one that uses it.
 inline bool machine_multiplies_pairs() {
-#if defined(__AVX512F__)
+#if defined(NR_VDPBF16PS)
     return __builtin_cpu_supports("avx512bf16");
 #else
     return false;

@@ -1,9 +1,11 @@
-// Which instruction sets this machine runs, by the names of the extension modules; and "avx512bf16", which
-// has no module of its own.
+// Which instruction sets this machine runs, by the names of the extension modules; and "avx512bf16" where the
+// module that is asked uses it.
 #pragma once
 
 #include <string>
 #include <vector>
+
+#include "cpu/bfloat16.h"
 
 namespace nr {
 
@@ -16,8 +18,8 @@ inline std::vector<std::string> cpu_features() {
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         names.push_back("avx512");
-    if (__builtin_cpu_supports("avx512bf16")) names.push_back("avx512bf16");
 #endif
+    if (machine_multiplies_pairs()) names.push_back("avx512bf16");
     return names;
 }
 

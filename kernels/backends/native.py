@@ -60,14 +60,14 @@ def cpu_isas() -> list[str]:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this machine and the instruction set in use multiply bfloat16 factors faster than float32 ones.
+    """Whether the module in use multiplies bfloat16 factors faster than float32 ones: it and the machine know AVX512-BF16.
 
-    The modules round and multiply them everywhere; without the instruction (AVX512-BF16) it takes longer than float32.
+    All modules round and multiply such factors; without the instruction that takes longer than float32.
 
     Raises:
         BackendError: as in ``load_cpu``.
     """
-    return cpu_isa() == "avx512" and "avx512bf16" in load_isa("base").cpu_features()
+    return "avx512bf16" in load_cpu().cpu_features()
 
 
 def load_isa(isa: str) -> ModuleType:
