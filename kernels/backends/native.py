@@ -60,7 +60,7 @@ def cpu_isas() -> list[str]:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether the module in use multiplies bfloat16 factors faster than float32 ones: it and the machine know AVX512-BF16.
+    """Whether the module in use multiplies bfloat16 factors faster than float32 ones: it and the CPU know AVX512-BF16.
 
     All modules round and multiply such factors; without the instruction that takes longer than float32.
 
