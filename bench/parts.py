@@ -115,7 +115,7 @@ class Watch:
                 for owner, name in entries:
                     wrapped = self.wrap(getattr(owner, name), part)
                     patches.enter_context(mock.patch.object(owner, name, wrapped))
-            step.optimiser.zero_grad(set_to_none=True)
+            step.optimiser.zero_grad()
             self.last = self._now()
             loss = step.loss()
             with self.inside("backward"):

@@ -11,6 +11,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from neuralreg.adam import Adam
 from neuralreg.bench.harness import smooth_pair
 from neuralreg.errors import InputError
 from neuralreg.methods import ncf, nephi, nir, ofg
@@ -26,11 +27,11 @@ class Step:
     """``loss`` draws points and goes forward; a call is a whole step. ``module`` holds all that is learned."""
 
     loss: Callable[[], Tensor]
-    optimiser: torch.optim.Optimizer
+    optimiser: Any  # as torch's, with step, zero_grad and param_groups
     module: nn.Module
 
     def __call__(self) -> tuple[Tensor, ...]:
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad()
         loss = self.loss()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
@@ -38,7 +39,7 @@ class Step:
 
     def loss_and_gradients(self) -> tuple[Tensor, ...]:
         """The loss and all gradients as one vector, without a step: what errors are taken of."""
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad()
         loss = self.loss()
         loss.backward()  # type: ignore[no-untyped-call]
         grads = [
@@ -103,7 +104,7 @@ class Work:
 
 def _of(kept: list[tuple[Any, Any]], module: nn.Module) -> Step:
     steps, groups = kept[-1]
-    return away(Step(lambda: steps[-1]()["loss"], torch.optim.Adam(groups, fused=True), module))
+    return away(Step(lambda: steps[-1]()["loss"], Adam(groups), module))
 
 
 @torch.no_grad()
