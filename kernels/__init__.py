@@ -25,6 +25,7 @@ from .backends import (  # noqa: F401 (register the backends' kernels)
 )
 from .backends.registry import BackendError, backends, use_backend
 from .box import box_mean
+from .consistency import gradient_inverse_consistency
 from .conv import conv_relu_conv
 from .encoding import fourier_encode, hash_encode
 from .field import field, field_jet
@@ -56,6 +57,7 @@ __all__ = [
     "field",
     "field_jet",
     "fourier_encode",
+    "gradient_inverse_consistency",
     "grid_sample",
     "hash_encode",
     "integrate",

@@ -11,7 +11,7 @@ from .backends import registry
 from .backends.reference import field as reference
 from .encoding import check_same_kind
 from .ops import op
-from .spec import FieldSpec, HashGrid, flatten
+from .spec import FieldSpec, HashGrid, flatten, unflatten
 
 LARGE_TABLE = 1 << 20  # numbers; below, a table stays in the cache and encoding again is cheaper than memory
 KEPT_BYTES = 128 << 20
@@ -60,7 +60,7 @@ def _(
     want: list[bool],
     backend: str,
 ) -> list[Tensor]:
-    return _gradients_like(x, tensors, want)
+    return _gradients_like(x, tensors, ints, floats, want, backend)
 
 
 @op("field_jet_forward")
@@ -108,7 +108,7 @@ def _(
     want: list[bool],
     backend: str,
 ) -> list[Tensor]:
-    return _gradients_like(x, tensors, want)
+    return _gradients_like(x, tensors, ints, floats, want, backend)
 
 
 def _kept(
@@ -130,8 +130,22 @@ def _given(kept: Tensor) -> tuple[Tensor, ...]:
     return (kept,) if kept.numel() else ()
 
 
-def _gradients_like(x: Tensor, tensors: list[Tensor], want: list[bool]) -> list[Tensor]:
-    return [x.new_empty(t.shape if w else (0,)) for t, w in zip([x, *tensors], want, strict=True)]
+def volume_index(ints: list[int], floats: list[float]) -> int | None:
+    """Which of a registered op's tensors the latent volume is."""
+    spec = unflatten(ints, floats)
+    return (spec.encoding is not None) + (spec.latent > 0) if spec.latent_volume else None
+
+
+def _gradients_like(
+    x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float], want: list[bool], backend: str
+) -> list[Tensor]:
+    found = [x.new_empty(t.shape if w else (0,)) for t, w in zip([x, *tensors], want, strict=True)]
+    at = volume_index(ints, floats)
+    if at is not None and want[1 + at] and backend == "cpu":
+        codes_last = tensors[at].movedim(0, -1)
+        if codes_last.is_contiguous():  # and so is its gradient
+            found[1 + at] = torch.empty_like(codes_last).movedim(-1, 0)
+    return found
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -193,7 +207,9 @@ def field(
             (out, in) and b (out,) layer by layer, then those of the modulator.
         spec: what the field is made of.
         latent: (spec.latent,) for all points, or (N, spec.latent).
-        volume: (spec.latent_volume, *size), read at x as :func:`hash_encode` reads a dense level, size free.
+        volume: (spec.latent_volume, *size), read at x as :func:`hash_encode` reads a dense level, size free. One whose
+            channels lie behind each other in memory, a transposed (*size, spec.latent_volume), spares the cpu backend
+            a copy each way.
         recompute: False keeps the encoded points of a grid for the backward (cpu backend), True encodes again; None
             keeps those of a table of more than 2^20 numbers while that takes at most 128 MiB. On the reference it is
             autograd that keeps what it needs.
@@ -211,8 +227,8 @@ def field(
     Raises:
         ValueError: a shape or dtype does not fit the spec; nothing can be kept here (recompute=False).
     """
-    tensors = _tensors("field", x, params, spec, latent, volume)
-    chosen = _chosen("field", x, spec, backend)
+    tensors = field_tensors("field", x, params, spec, latent, volume)
+    chosen = chosen_backend("field", x, spec, backend)
     if chosen == "reference":
         return reference.field(x, tensors, spec)
     ints, floats = flatten(spec)
@@ -249,10 +265,10 @@ def field_jet(
     Raises:
         ValueError: a shape or dtype does not fit the spec.
     """
-    tensors = _tensors("field_jet", x, params, spec, latent, volume)
+    tensors = field_tensors("field_jet", x, params, spec, latent, volume)
     if spec.ndim not in (2, 3):
         raise ValueError(f"field_jet: ndim must be 2 or 3, got {spec.ndim}")
-    chosen = _chosen("field_jet", x, spec, backend)
+    chosen = chosen_backend("field_jet", x, spec, backend)
     if chosen == "reference":
         return reference.field_jet(x, tensors, spec)
     ints, floats = flatten(spec)
@@ -261,7 +277,7 @@ def field_jet(
     return y, jacobian
 
 
-def _chosen(op: str, x: Tensor, spec: FieldSpec, backend: str | None) -> str:
+def chosen_backend(op: str, x: Tensor, spec: FieldSpec, backend: str | None) -> str:
     """The backend that serves a spec."""
     chosen = registry.choose(op, x.device, backend)
     if spec.products == "full":
@@ -294,7 +310,7 @@ def _keep(
     return recompute is False or (tensors[0].numel() > LARGE_TABLE and size <= KEPT_BYTES)
 
 
-def _tensors(
+def field_tensors(
     op: str, x: Tensor, params: list[Tensor], spec: FieldSpec, latent: Tensor | None, volume: Tensor | None
 ) -> list[Tensor]:
     """All tensors in the order of the registered ops: encoding, latent (rows, width), volume, layers. Checks them."""

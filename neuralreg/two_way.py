@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from neuralreg.fields import FORMAT, Field, load_field
 
 
+def codes_last(volume: Tensor) -> Tensor:
+    """The same (channels, *lattice), on CPUs laid out as their field op reads it: the codes of a point together."""
+    return volume.movedim(0, -1).contiguous().movedim(-1, 0) if volume.device.type == "cpu" else volume
+
+
 @dataclass(frozen=True)
 class CodedMap:
     """A decoder with the codes of one pair: ``u = map(x)`` and ``u, J = map.jet(x)`` as of any field.
@@ -47,7 +52,7 @@ class TwoWayField(nn.Module):
         super().__init__()
         self.there, self.back = there, back
         self.latent = None if latent is None else nn.Parameter(latent)
-        self.volume = None if volume is None else nn.Parameter(volume)
+        self.volume = None if volume is None else nn.Parameter(codes_last(volume))
 
     @property
     def maps(self) -> tuple[CodedMap, CodedMap]:

@@ -146,6 +146,7 @@ def test_memory_and_time_rows() -> None:
     assert row["error"]
     assert row["extra_mb"] == ""
     rows = nephi_cost.time_rows([40], 1, "fast", 8)
+    rows = [row for row in rows if row["contender"] != "neuralreg bf16"]  # some machines have it
     assert [(row["work"].split()[0], row["contender"].split()[0]) for row in rows] == [
         ("inverse", "neuralreg"),
         ("inverse", "torch"),

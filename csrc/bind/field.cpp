@@ -86,6 +86,14 @@ void bind_field(py::module_& m, const std::string& suffix) {
             field_backward<T>(shape, n, pointer<T>(x), pointers<const T>(tensors), pointer<T>(kept),
                               pointer<T>(grad_y), pointer<T>(grad_jacobian), pointers<T>(grads), threads);
         });
+    def("gradient_inverse_consistency",
+        [](const FieldShape& shape, int64_t n, Address x, const std::vector<Address>& there,
+           const std::vector<Address>& back, const std::vector<Address>& grads_there,
+           const std::vector<Address>& grads_back, int threads) {
+            return gradient_inverse_consistency<T>(shape, n, pointer<T>(x), pointers<const T>(there),
+                                                   pointers<const T>(back), pointers<T>(grads_there),
+                                                   pointers<T>(grads_back), threads);
+        });
     def("table_adam",
         [](int64_t rows, int64_t features, double lr, double beta1, double beta2, double eps, Address table,
            Address grad, Address mean, Address square, Address steps, int threads) {

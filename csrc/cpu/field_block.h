@@ -29,13 +29,17 @@ struct FieldPlan {
     FieldPlan(const FieldShape& shape, const std::vector<const T*>& tensors, bool jet, bool training, T* kept)
         : shape(shape),
           input(shape, tensors),
-          main(shape.widths, tensors.data() + input.tensors(), shape.omegas, shape.activation,
-               shape.gate_widths.empty() ? shape.skip : Skip::kNone, true, shape.bfloat16, training),
+          main(shape.widths, tensors.data() + input.tensors(),
+               shape.gate_widths.empty() ? shared(tensors[input.tensors()]) : SharedColumns<T>{}, shape.omegas,
+               shape.activation, shape.gate_widths.empty() ? shape.skip : Skip::kNone, true, shape.bfloat16,
+               training),
           tangents(jet ? shape.ndim : 0),
           kept(kept) {
-        if (!shape.gate_widths.empty())
-            gates.emplace(shape.gate_widths, tensors.data() + input.tensors() + 2 * main.layers.size(),
-                          shape.gate_omegas, shape.activation, shape.skip, false, shape.bfloat16, training);
+        if (!shape.gate_widths.empty()) {
+            const T* const* params = tensors.data() + input.tensors() + 2 * main.layers.size();
+            gates.emplace(shape.gate_widths, params, shared(params[0]), shape.gate_omegas, shape.activation,
+                          shape.skip, false, shape.bfloat16, training);
+        }
         // The activations of a block and one layer's weights share the second cache.
         const int widest = *std::max_element(shape.widths.begin(), shape.widths.end());
         capacity = (widest > 128 ? kGridBlock / 2 : kGridBlock) / (jet ? 2 : 1);
@@ -50,6 +54,17 @@ struct FieldPlan {
                                    ? std::max<int64_t>(1, kEncoded / (row * capacity))
                                    : 16;
         }
+    }
+
+    // Columns that are the same at all points, of a first layer with these weights.
+    SharedColumns<T> shared(const T* weights) const {
+        return {shape.encoded, shape.shared(), input.latent, weights};
+    }
+
+    // Points will come a block at a time, of at most so many.
+    void take_blocks(int points) {
+        capacity = std::min(capacity, points);
+        encoded_at_once = capacity;
     }
 };
 
@@ -107,16 +122,22 @@ public:
     }
 
     // After forward at the same points. Adds to the weights' gradients where wanted, and to grad_x, grad_b,
-    // grad_latent where these are not null; input_gradient() is filled where any of them or the caller wants
-    // it.
+    // grad_latent where these are not null. Of input_gradient(), the columns from number `from` on are filled;
+    // grad_x and grad_b need them all.
     void backward(const T* x, int64_t first, int count, const T* grad_y, const T* grad_jacobian,
-                  bool want_weights, bool want_input, T* grad_x, T* grad_b, T* grad_latent) {
+                  bool want_weights, int from, T* grad_x, T* grad_b, T* grad_latent) {
         load_gradient(x, count, grad_y, grad_jacobian, grad_x);
-        T* to = want_input ? input_gradient_.data() : nullptr;
-        if (gates_ && to) std::fill(input_gradient_.begin(), input_gradient_.end(), T(0));
-        main_.backward(block_, stride_, count, gates(), want_weights, to, false);
-        if (gates_) gates_->backward(block_, stride_, count, nullptr, want_weights, to, true);
-        if (to)
+        const int read = plan_.main.layers[0].in;  // the gates read these columns, and further ones
+        T* to = input_gradient_.data();
+        main_.backward(block_, stride_, count, gates(), want_weights, to, from, false);
+        if (gates_) {
+            const int64_t rows = int64_t{count} * (1 + plan_.tangents), written = padded<T>(read);
+            if (from < read)
+                for (int64_t r = 0; r < rows; ++r)
+                    std::fill(to + r * stride_ + written, to + (r + 1) * stride_, T(0));
+            gates_->backward(block_, stride_, count, nullptr, want_weights, to, from, from < read);
+        }
+        if (from < plan_.shape.inputs())
             plan_.input.backward(x, first, count, plan_.tangents, block_, to, stride_, grad_x, grad_b,
                                  grad_latent);
     }
@@ -129,6 +150,9 @@ public:
         main_.collect(gradients);
         if (gates_) gates_->collect(gradients + 2 * plan_.main.layers.size());
     }
+
+    // The gradient of a latent that all points share.
+    void collect_latent(T* gradient) const { (gates_ ? *gates_ : main_).collect_shared(gradient); }
 
 private:
     Stack<T>* gates() { return gates_ ? &*gates_ : nullptr; }

@@ -1,5 +1,5 @@
-// The input of a field's first layer on a block of points, [encoding of x | latent | latent volume at x], and
-// the way back from its gradient. Buffers are [channel][point][stride] as in layers.h.
+// The input of a field's first layer on a block of points, [encoding of x | latent a point | latent volume at x], and
+// the way back from its gradient. A latent that all points share is no part of it: shared_columns.h. Buffers are [channel][point][stride] as in layers.h.
 #pragma once
 
 #include <algorithm>
@@ -74,10 +74,10 @@ struct FieldInput {
             if (shape.encoding == Encoding::kFourier)
                 fourier().encode(1 + tangents, count, x + start * ndim, to + (shape.raw ? ndim : 0), stride,
                                  channel);
-            if (!latent) return;
+            if (!shape.latent_per_point) return;
             for (int k = 0; k <= tangents; ++k)
                 for (int p = 0; p < count; ++p) {
-                    const T* row = latent + (shape.latent_per_point ? (first + start + p) * shape.latent : 0);
+                    const T* row = latent + (first + start + p) * shape.latent;
                     T* at = to + k * channel + p * stride + shape.encoded;
                     for (int i = 0; i < shape.latent; ++i) at[i] = k ? T(0) : row[i];
                 }
@@ -92,11 +92,10 @@ struct FieldInput {
         };
         for (size_t l = 0; l < levels.size(); ++l)
             gather(levels[l], shape.grid.features, encoding, static_cast<int64_t>(l) * shape.grid.features);
-        if (volume) gather(volume_levels[0], shape.volume_channels, volume, shape.encoded + shape.latent);
+        if (volume) gather(volume_levels[0], shape.volume_channels, volume, shape.volume_column());
     }
 
-    // Adds to grad_x, grad_b and grad_latent (each may be null; B's and a latent's for all points are this
-    // thread's) from the input and its gradient g. Tables and volumes are not handled here but scattered by
+    // Adds to grad_x, grad_b and a latent a point's grad_latent (each may be null; B's is this thread's) from the input and its gradient g. Tables and volumes are not handled here but scattered by
     // their owners.
     void backward(const T* x, int64_t first, int count, int tangents, const T* in, const T* g, int64_t stride,
                   T* grad_x, T* grad_b, T* grad_latent) const {
@@ -113,13 +112,13 @@ struct FieldInput {
             gradient_x(levels, shape.grid.features, encoding, x, count, tangents, g, stride, grad_x);
         if (grad_latent)
             for (int p = 0; p < count; ++p) {
-                T* row = grad_latent + (shape.latent_per_point ? (first + p) * shape.latent : 0);
+                T* row = grad_latent + (first + p) * shape.latent;
                 const T* from = g + p * stride + shape.encoded;
                 for (int i = 0; i < shape.latent; ++i) row[i] += from[i];
             }
         if (volume && grad_x)
             gradient_x(volume_levels, shape.volume_channels, volume, x, count, tangents,
-                       g + shape.encoded + shape.latent, stride, grad_x);
+                       g + shape.volume_column(), stride, grad_x);
     }
 
 private:

@@ -16,6 +16,12 @@ namespace nr {
 // Layers with at most so many inputs or outputs multiply in full.
 constexpr int kNarrow = 8;
 
+// Whether a layer's products have factors rounded to bfloat16 when they are asked for.
+template <class T>
+constexpr bool rounds(int in, int out, bool bfloat16) {
+    return std::is_same_v<T, float> && bfloat16 && std::min(in, out) > kNarrow;
+}
+
 // A layer's weights, padded to whole vectors, in both orders that the products need: as they are, or in
 // pairs.
 template <class T>
@@ -27,10 +33,10 @@ struct PackedLayer {
     AlignedVector<Pair> pairs_by_input, pairs_by_output;  // the same with half the rows
     AlignedVector<T> bias;                                // [row_stride(out)]
 
-    PackedLayer(int in, int out, const T* w, const T* b, bool bfloat16, bool training)
+    PackedLayer(int in, int out, const T* w, const T* b, bool rounded, bool training)
         : in(in),
           out(out),
-          rounded(std::is_same_v<T, float> && bfloat16 && std::min(in, out) > kNarrow),
+          rounded(rounded),
           by_input(in * row_stride<T>(out), T(0)),
           bias(row_stride<T>(out), T(0)) {
         std::copy(b, b + out, bias.begin());
@@ -126,24 +132,27 @@ public:
         multiply<T>(layer.out, columns, rows, {g, 1, g_stride, in, in_stride, to, stride, to, stride});
     }
 
-    // to = g W, or to += g W
+    // to = g W, or to += g W, from column `from` on
     void input_gradient(const PackedLayer<T>& layer, const T* g, int rows, bool adds, T* to,
-                        int64_t to_stride) {
+                        int64_t to_stride, int from) {
         const int64_t stride = row_stride<T>(layer.in), g_stride = row_stride<T>(layer.out);
-        const int columns = static_cast<int>(padded<T>(layer.in));
+        const int skipped = from / Simd<T>::lanes * Simd<T>::lanes;
+        const int columns = static_cast<int>(padded<T>(layer.in)) - skipped;
+        to += skipped;
         const T* init = adds ? to : zeros_.data();
         const int64_t init_stride = adds ? to_stride : 0;
         if constexpr (std::is_same_v<T, float>) {
             if (layer.rounded) {
                 const int64_t step = round(g, g_stride, rows, layer.out);
                 multiply<Pair>(rows, columns, paired(layer.out),
-                               {left_.data(), step, 1, layer.pairs_by_output.data(), stride, init,
+                               {left_.data(), step, 1, layer.pairs_by_output.data() + skipped, stride, init,
                                 init_stride, to, to_stride});
                 return;
             }
         }
         multiply<T>(rows, columns, layer.out,
-                    {g, g_stride, 1, layer.by_output.data(), stride, init, init_stride, to, to_stride});
+                    {g, g_stride, 1, layer.by_output.data() + skipped, stride, init, init_stride, to,
+                     to_stride});
     }
 
 private:

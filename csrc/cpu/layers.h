@@ -13,6 +13,7 @@
 #include "cpu/aligned.h"
 #include "cpu/layer_products.h"
 #include "cpu/ops.h"
+#include "cpu/shared_columns.h"
 
 namespace nr {
 
@@ -20,18 +21,33 @@ namespace nr {
 template <class T>
 struct StackPlan {
     std::vector<PackedLayer<T>> layers;
+    SharedColumns<T> shared;  // of the first layer
     std::vector<T> omegas;  // one a hidden layer
     Activation activation;
     Skip skip;
     bool linear_end;  // the last layer has no activation
 
     // params: W, b layer by layer
-    StackPlan(const std::vector<int>& widths, const T* const* params, const std::vector<double>& omega,
-              Activation activation, Skip skip, bool linear_end, bool bfloat16, bool training)
-        : omegas(widths.size(), T(1)), activation(activation), skip(skip), linear_end(linear_end) {
-        for (size_t l = 0; l + 1 < widths.size(); ++l)
-            layers.emplace_back(widths[l], widths[l + 1], params[2 * l], params[2 * l + 1], bfloat16,
-                                training);
+    StackPlan(const std::vector<int>& widths, const T* const* params, const SharedColumns<T>& shared,
+              const std::vector<double>& omega, Activation activation, Skip skip, bool linear_end,
+              bool bfloat16, bool training)
+        : shared(shared),
+          omegas(widths.size(), T(1)),
+          activation(activation),
+          skip(skip),
+          linear_end(linear_end) {
+        for (size_t l = 0; l + 1 < widths.size(); ++l) {
+            const int in = widths[l], out = widths[l + 1];
+            const T *w = params[2 * l], *b = params[2 * l + 1];
+            const bool rounded = rounds<T>(in, out, bfloat16);
+            if (l == 0 && shared.count) {
+                const FoldedLayer<T> folded(shared, in, out, w, b, rounded);
+                layers.emplace_back(in - shared.count, out, folded.weights.data(), folded.bias.data(),
+                                    rounded, training);
+            } else {
+                layers.emplace_back(in, out, w, b, rounded, training);
+            }
+        }
         for (size_t l = 0; l < omega.size(); ++l) omegas[l] = static_cast<T>(omega[l]);
     }
 
@@ -100,9 +116,9 @@ public:
 
     // After forward with the same input, with the gradients of the outputs in place: output_gradient(), and
     // gradient(l) of every layer when this stack is gates. Adds to the weights' gradients; writes, or adds
-    // to, input_gradient unless it is null; writes the gradients of the gates.
+    // to, the input's gradient from column `from` on; writes the gradients of the gates.
     void backward(const T* input, int64_t input_stride, int count, Stack* gates, bool want_weights,
-                  T* input_gradient, bool add_to_input) {
+                  T* input_gradient, int from, bool add_to_input) {
         if (plan_.skip != Skip::kNone && plan_.linear_end)
             for (int l = 0; l + 1 < plan_.size(); ++l)
                 std::fill(layers_[l].gradient.begin(), layers_[l].gradient.end(), T(0));
@@ -121,16 +137,16 @@ public:
             const T* in = l ? layers_[l - 1].value.data() : input;
             const int64_t in_stride = l ? row_stride<T>(packed.in) : input_stride;
             const int rows = (1 + tangents_) * count;
-            if (want_weights) {
+            if (want_weights)
                 products_.weight_gradient(packed, g, in, in_stride, rows, b.weight_gradient.data());
+            if (want_weights || (l == 0 && plan_.shared.count))
                 for (int p = 0; p < count; ++p)
                     for (int64_t o = 0; o < stride; ++o) b.bias_gradient[o] += g[p * stride + o];
-            }
+            if (l == 0 && from >= packed.in) return;
             T* to = l ? layers_[l - 1].gradient.data() : input_gradient;
-            if (!to) return;
             // gradients of earlier layers already hold what came through gates and skips
             const bool adds = l ? plan_.skip != Skip::kNone || !plan_.linear_end : add_to_input;
-            products_.input_gradient(packed, g, rows, adds, to, in_stride);
+            products_.input_gradient(packed, g, rows, adds, to, in_stride, l ? 0 : from);
         }
     }
 
@@ -140,14 +156,23 @@ public:
         for (int l = 0; l < plan_.size(); ++l) {
             const PackedLayer<T>& packed = plan_.layers[l];
             const Buffers& b = layers_[l];
+            const SharedColumns<T> shared = l ? SharedColumns<T>{} : plan_.shared;
+            const int in = packed.in + shared.count;
             if (T* w = gradients[2 * l])
                 for (int o = 0; o < packed.out; ++o)
-                    for (int i = 0; i < packed.in; ++i)
-                        w[static_cast<int64_t>(o) * packed.in + i] +=
-                            b.weight_gradient[o * row_stride<T>(packed.in) + i];
+                    shared.add_row(b.weight_gradient.data() + o * row_stride<T>(packed.in),
+                                   b.bias_gradient[o], in, w + static_cast<int64_t>(o) * in);
             if (T* bias = gradients[2 * l + 1])
                 for (int o = 0; o < packed.out; ++o) bias[o] += b.bias_gradient[o];
         }
+    }
+
+    // Adds the gradient of the values of the shared columns.
+    void collect_shared(T* gradient) const {
+        if (!plan_.shared.count) return;
+        const PackedLayer<T>& packed = plan_.layers[0];
+        plan_.shared.add_gradient(packed.in + plan_.shared.count, packed.out,
+                                  layers_[0].bias_gradient.data(), gradient);
     }
 
 private:

@@ -51,7 +51,13 @@ struct FieldShape {
     bool rk4 = true;
     bool bfloat16 = false;  // factors of the layers' products, in float alone
 
-    int inputs() const { return encoded + latent + volume_channels; }
+    // A latent that all points share; the first layer's bias takes it in.
+    int shared() const { return latent_per_point ? 0 : latent; }
+    // Inputs of the first layer that differ between points: [encoding of x | latent a point | latent volume at x].
+    int volume_column() const { return encoded + latent - shared(); }
+    int inputs() const { return volume_column() + volume_channels; }
+    // How often a point's value asks the layers.
+    int evaluations() const { return steps ? steps * (rk4 ? 4 : 1) : 1; }
 };
 
 template <class T>
@@ -82,6 +88,17 @@ template <class T>
 void field_backward(const FieldShape& shape, int64_t n, const T* x, const std::vector<const T*>& tensors,
                     T* kept, const T* grad_y, const T* grad_jacobian, const std::vector<T*>& grads,
                     int threads);
+
+// --- inverse_consistency.cpp
+
+// Mean squared entry of d(there(back(x)) - x)/dx over points and both orders of the two maps, each x + field.
+// The tensors and gradients of both as for a field and its backward, with the same codes; grads: empty where
+// none are wanted, else a gradient of the result by everything, codes' and x's at the same addresses.
+template <class T>
+double gradient_inverse_consistency(const FieldShape& shape, int64_t n, const T* x,
+                                    const std::vector<const T*>& there, const std::vector<const T*>& back,
+                                    const std::vector<T*>& grads_there, const std::vector<T*>& grads_back,
+                                    int threads);
 
 // --- table_adam.cpp
 

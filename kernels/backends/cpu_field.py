@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from neuralreg.kernels.spec import ACTIVATIONS, OUTPUTS, SKIPS, Fourier, HashGrid, unflatten
 
 from . import native, registry
-from .cpu import address, function, threads, wanted
+from .cpu import address, function, output, threads, wanted
 
 
 def hash_encode_forward(
@@ -121,9 +123,11 @@ class _Call:
             shape.latent, shape.latent_per_point = spec.latent, tensors[at].shape[0] > 1
             at += 1
         self.volume = at if spec.latent_volume else None
+        self.codes = slice(int(encoding is not None), at + (spec.latent_volume > 0))
         if self.volume is not None:
             shape.volume_channels, shape.volume_size = spec.latent_volume, list(tensors[at].shape[1:])
             self.tensors[at] = tensors[at].movedim(0, -1)
+            self.copied = not self.tensors[at].is_contiguous()
         self.tensors = [t.contiguous() for t in self.tensors]
         self.shape, self.spec = shape, spec
 
@@ -167,7 +171,8 @@ class _Call:
         )
         results = [x.new_empty(0) if g is None else g for g in grads]
         if self.volume is not None and want[1 + self.volume]:
-            results[1 + self.volume] = results[1 + self.volume].movedim(-1, 0).contiguous()
+            gradient = results[1 + self.volume].movedim(-1, 0)  # lies like a volume that needed no copy
+            results[1 + self.volume] = gradient.contiguous() if self.copied else gradient
         return results
 
 
@@ -214,6 +219,42 @@ def field_jet_backward(
     return _Call(x, tensors, ints, floats).backward(grad, grad_jacobian, want, kept)
 
 
+def gradient_inverse_consistency(
+    x: Tensor,
+    there: list[Tensor],
+    back: list[Tensor],
+    ints: list[int],
+    floats: list[float],
+    want: list[bool],
+) -> tuple[Tensor, Tensor]:
+    call = _Call(x, there, ints, floats)
+    own, codes = slice(0, call.codes.start), call.tensors[call.codes]
+    others = [t.contiguous() for t in back]
+    tensors = [call.x, *call.tensors, *others]
+    gradients = output([sum(t.numel() for t, w in zip(tensors, want, strict=True) if w)], x.dtype, zeros=True)
+    places, at = [], address(gradients)
+    for t, w in zip(tensors, want, strict=True):
+        places.append(at if w else 0)
+        at += t.nbytes if w else 0
+    to_x, *to_there = places[: 1 + len(there)]
+    to_back = places[1 + len(there) :]
+
+    def with_codes(those: list[Any], codes: list[Any]) -> list[Any]:
+        return [*those[own], *codes, *those[own.stop :]]
+
+    value = function("gradient_inverse_consistency", x.dtype)(
+        call.shape,
+        len(x),
+        address(call.x),
+        [address(t) for t in call.tensors],
+        [address(t) for t in with_codes(others, codes)],
+        [to_x, *to_there] if any(want) else [],
+        [to_x, *with_codes(to_back, to_there[call.codes])] if any(want) else [],
+        threads(),
+    )
+    return x.new_tensor(value), gradients
+
+
 def table_adam(
     table: Tensor,
     grad: Tensor,
@@ -241,6 +282,7 @@ for _op in (
     field_backward,
     field_jet_forward,
     field_jet_backward,
+    gradient_inverse_consistency,
     table_adam,
 ):
     registry.register(_op.__name__, "cpu", _op)

@@ -30,7 +30,7 @@ from neuralreg.networks.encoder import Encoder, halved, local_block_of
 from neuralreg.pair import Pair, resampled
 from neuralreg.precision import multiplying
 from neuralreg.samplers import lattice_coordinates, lattice_shape, shrunken_grid
-from neuralreg.two_way import CodedMap, TwoWayField
+from neuralreg.two_way import CodedMap, TwoWayField, codes_last
 
 __all__ = ["PRESETS", "NePhi", "Options", "dense_displacement", "fit", "make_trainee", "trainee_from"]
 
@@ -66,6 +66,7 @@ class NePhi(nn.Module):
 
     def maps(self, latent: Tensor | None, volume: Tensor | None) -> tuple[CodedMap, CodedMap]:
         """The forward and the backward map of a pair's codes."""
+        volume = None if volume is None else codes_last(volume)
         return CodedMap(self.there, latent, volume), CodedMap(self.back, latent, volume)
 
 
@@ -186,7 +187,8 @@ def fit(
         there, back = (make_decoder(options, len(grid)) for _ in range(2))
         latent = random_code((options.global_code,))
         volume = random_code((options.local_code, *halved(grid, block + 1)))
-    field = TwoWayField(there, back, latent, volume).to(pair.fixed.device)
+    codes = [None if code is None else code.to(pair.fixed.device) for code in (latent, volume)]
+    field = TwoWayField(there, back, *codes).to(pair.fixed.device)
     history = improve(
         field,
         pair,

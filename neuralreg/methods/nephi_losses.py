@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from neuralreg import kernels
 from neuralreg.methods.nephi_options import Options
 from neuralreg.objective import sampled_similarity
 from neuralreg.pair import Pair
@@ -54,16 +55,18 @@ def symmetric_similarity(
 
 
 def gradient_inverse_consistency(maps: tuple[CodedMap, CodedMap], x: Tensor) -> Tensor:
-    """Mean squared entry of d(psi(phi(x)) - x)/dx, averaged over both orders of the maps (Tian et al. 2023).
-
-    Exact, from both maps' Jacobians: with phi = id + u and psi = id + v it is Ju + Jv + Jv Ju, Jv taken at phi(x).
-    """
-    terms = []
-    for first, second in (maps, maps[::-1]):
-        u, inner = first.jet(x)
-        _, outer = second.jet(x + u)
-        terms.append((inner + outer + outer @ inner).square().mean())
-    return torch.stack(terms).mean()
+    """Exact, of two maps of one architecture: see :func:`neuralreg.kernels.gradient_inverse_consistency`."""
+    there, back = (one.decoder for one in maps)
+    if there.spec != back.spec:
+        raise ValueError("gradient_inverse_consistency: the maps' decoders must have one spec")
+    return kernels.gradient_inverse_consistency(
+        x,
+        [*there.encoding, *there.weights],
+        [*back.encoding, *back.weights],
+        there.spec,
+        latent=maps[0].latent,
+        volume=maps[0].volume,
+    )
 
 
 def difference_inverse_consistency(

@@ -127,6 +127,16 @@ def calls(dtype: torch.dtype) -> dict[str, Call]:
         ),
         "field_jet": (kernels.field_jet, [x3, parameters(SPECS["grid"]), SPECS["grid"]], {}),
         "field_jet flow": (kernels.field_jet, [x3, parameters(SPECS["flow"]), SPECS["flow"]], {}),
+        "gradient_inverse_consistency": (
+            kernels.gradient_inverse_consistency,
+            [x3, parameters(SPECS["gated"]), parameters(SPECS["gated"]), SPECS["gated"]],
+            {"latent": leaf(randn(3)), "volume": leaf(randn(2, 3, 4, 2))},
+        ),
+        "gradient_inverse_consistency 2-D": (
+            kernels.gradient_inverse_consistency,
+            [x2, parameters(SPECS["siren"]), parameters(SPECS["siren"]), SPECS["siren"]],
+            {},
+        ),
         "conv_relu_conv": (
             kernels.conv_relu_conv,
             [u, *[leaf(randn(*shape)) for shape in ((9, 3, 3, 3, 3), (9,), (2, 9, 3, 3, 3), (2,))]],

@@ -29,6 +29,7 @@ PUBLIC = (
         "refine",
     ),
     *("fourier_encode", "hash_encode", "field", "field_jet", "table_adam", "conv_relu_conv"),
+    "gradient_inverse_consistency",
 )
 BACKENDS = ["reference"] + (["cpu"] if registry.available("cpu")[0] else [])
 
