@@ -11,6 +11,7 @@
 
 #include "cpu/activate.h"
 #include "cpu/aligned.h"
+#include "cpu/channels.h"
 #include "cpu/layer_products.h"
 #include "cpu/ops.h"
 #include "cpu/shared_columns.h"
@@ -103,12 +104,13 @@ public:
             const int64_t stride = row_stride<T>(packed.out), size = count * stride;
             products_.forward(packed, input, input_stride, count, (1 + tangents_) * count, b.before.data());
             if (!plan_.hidden(l)) return;
-            T* out = gates ? b.ungated.data() : b.value.data();
-            activate_block(plan_.activation, plan_.omegas[l], b.before.data(), out, b.slope.data(),
+            T* behind = gates ? b.ungated.data() : b.value.data();
+            activate_block(plan_.activation, plan_.omegas[l], b.before.data(), behind, b.slope.data(),
                            b.curvature.empty() ? nullptr : b.curvature.data(), size);
-            activate_tangents(tangents_, b.slope.data(), b.before.data() + size, out + size, size);
-            if (gates) gate_block(tangents_, gates->value(l), b.ungated.data(), b.value.data(), size);
-            if (const int s = plan_.source(l); s >= 0) add(layers_[s].value.data(), b.value.data(), size);
+            const int source = plan_.source(l);
+            channels_forward(tangents_, b.slope.data(), b.before.data() + size, behind,
+                             gates ? gates->value(l) : nullptr,
+                             source >= 0 ? layers_[source].value.data() : nullptr, b.value.data(), size);
             input = b.value.data();
             input_stride = stride;
         }
@@ -128,11 +130,11 @@ public:
             const int64_t stride = row_stride<T>(packed.out), size = count * stride;
             T* g = b.gradient.data();
             if (plan_.hidden(l)) {
-                if (const int s = plan_.source(l); s >= 0) add(g, layers_[s].gradient.data(), size);
-                if (gates)
-                    gate_gradient(tangents_, gates->value(l), b.ungated.data(), g, gates->gradient(l), size);
-                activation_gradient(tangents_, b.slope.data(), b.curvature.data(), b.before.data() + size, g,
-                                    size);
+                const int source = plan_.source(l);
+                channels_backward(tangents_, b.slope.data(), b.curvature.data(), b.before.data() + size,
+                                  b.ungated.data(), gates ? gates->value(l) : nullptr,
+                                  gates ? gates->gradient(l) : nullptr,
+                                  source >= 0 ? layers_[source].gradient.data() : nullptr, g, size);
             }
             const T* in = l ? layers_[l - 1].value.data() : input;
             const int64_t in_stride = l ? row_stride<T>(packed.in) : input_stride;
@@ -180,11 +182,6 @@ private:
         AlignedVector<T> before;  // of the activation
         AlignedVector<T> value, slope, curvature, ungated, gradient, weight_gradient, bias_gradient;
     };
-
-    void add(const T* from, T* to, int64_t size) const {
-        NR_INDEPENDENT
-        for (int64_t i = 0; i < (1 + tangents_) * size; ++i) to[i] += from[i];
-    }
 
     const StackPlan<T>& plan_;
     int tangents_;
