@@ -28,6 +28,7 @@ SPECS = {
         skip="first",
         gate_omega=(2.0, 1.0),
     ),
+    "codes": FieldSpec(hidden=(8,), activation="tanh", latent=3, latent_volume=16),
     "flow": FieldSpec(hidden=(8,), activation="softplus", output="velocity", flow=Flow(0.3, 2)),
     "siren": FieldSpec(ndim=2, hidden=(16,), activation="sine", omega=(8.0,), out=2),
 }
@@ -126,6 +127,11 @@ def calls(dtype: torch.dtype) -> dict[str, Call]:
             {},
         ),
         "field_jet": (kernels.field_jet, [x3, parameters(SPECS["grid"]), SPECS["grid"]], {}),
+        "field_jet codes": (
+            kernels.field_jet,
+            [x3, parameters(SPECS["codes"]), SPECS["codes"]],
+            {"latent": leaf(randn(3)), "volume": leaf(randn(16, 3, 4, 2))},
+        ),
         "field_jet flow": (kernels.field_jet, [x3, parameters(SPECS["flow"]), SPECS["flow"]], {}),
         "gradient_inverse_consistency": (
             kernels.gradient_inverse_consistency,
