@@ -1,6 +1,6 @@
-// What lies around a layer's activation in all its channels at once, in one pass over memory: derivatives behind the
-// activation, gates and skips, forward and backward. A channel is `size` values, whole vectors; channel 0 is the value,
-// channel 1 + k the derivative to coordinate k.
+// What lies around a layer's activation in all its channels at once, in one pass over memory: derivatives
+// behind the activation, gates and skips, forward and backward. A channel is `size` values, whole vectors;
+// channel 0 is the value, channel 1 + k the derivative to coordinate k.
 #pragma once
 
 #include <cstdint>
@@ -32,8 +32,8 @@ inline void with_gate_and_skip(const T* gate, const T* skip, Body&& body) {
         skip ? body(No{}, Yes{}) : body(No{}, No{});
 }
 
-// Forward. t: derivatives before the activation (channels 1 on); h: its value, and derivatives h_k = slope t_k are
-// written. out = gate h by the product rule, plus skip; without a gate (null) out is h itself.
+// Forward. t: derivatives before the activation (channels 1 on); h: its value, and derivatives h_k = slope
+// t_k are written. out = gate h by the product rule, plus skip; without a gate (null) out is h itself.
 template <class T>
 inline void channels_forward(int tangents, const T* slope, const T* t, T* h, const T* gate, const T* skip,
                              T* out, int64_t size) {

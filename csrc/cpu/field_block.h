@@ -30,9 +30,9 @@ struct FieldPlan {
         : shape(shape),
           input(shape, tensors),
           main(shape.widths, tensors.data() + input.tensors(),
-               shape.gate_widths.empty() ? shared(tensors[input.tensors()]) : SharedColumns<T>{}, shape.omegas,
-               shape.activation, shape.gate_widths.empty() ? shape.skip : Skip::kNone, true, shape.bfloat16,
-               training),
+               shape.gate_widths.empty() ? shared(tensors[input.tensors()]) : SharedColumns<T>{},
+               shape.omegas, shape.activation, shape.gate_widths.empty() ? shape.skip : Skip::kNone, true,
+               shape.bfloat16, training),
           tangents(jet ? shape.ndim : 0),
           kept(kept) {
         if (!shape.gate_widths.empty()) {
@@ -122,8 +122,8 @@ public:
     }
 
     // After forward at the same points. Adds to the weights' gradients where wanted, and to grad_x, grad_b,
-    // grad_latent where these are not null. Of input_gradient(), the columns from number `from` on are filled;
-    // grad_x and grad_b need them all.
+    // grad_latent where these are not null. Of input_gradient(), the columns from number `from` on are
+    // filled; grad_x and grad_b need them all.
     void backward(const T* x, int64_t first, int count, const T* grad_y, const T* grad_jacobian,
                   bool want_weights, int from, T* grad_x, T* grad_b, T* grad_latent) {
         load_gradient(x, count, grad_y, grad_jacobian, grad_x);

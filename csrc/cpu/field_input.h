@@ -1,5 +1,6 @@
-// The input of a field's first layer on a block of points, [encoding of x | latent a point | latent volume at x], and
-// the way back from its gradient. A latent that all points share is no part of it: shared_columns.h. Buffers are [channel][point][stride] as in layers.h.
+// The input of a field's first layer on a block of points, [encoding of x | latent a point | latent volume at
+// x], and the way back from its gradient. A latent that all points share is no part of it: shared_columns.h.
+// Buffers are [channel][point][stride] as in layers.h.
 #pragma once
 
 #include <algorithm>
@@ -95,8 +96,8 @@ struct FieldInput {
         if (volume) gather(volume_levels[0], shape.volume_channels, volume, shape.volume_column());
     }
 
-    // Adds to grad_x, grad_b and a latent a point's grad_latent (each may be null; B's is this thread's) from the input and its gradient g. Tables and volumes are not handled here but scattered by
-    // their owners.
+    // Adds to grad_x, grad_b and a latent a point's grad_latent (each may be null; B's is this thread's) from
+    // the input and its gradient g. Tables and volumes are not handled here but scattered by their owners.
     void backward(const T* x, int64_t first, int count, int tangents, const T* in, const T* g, int64_t stride,
                   T* grad_x, T* grad_b, T* grad_latent) const {
         const int ndim = shape.ndim;

@@ -1,5 +1,5 @@
-// The gradients of a field's table and latent volume: encoding gradients wait in a bounded queue, from which each
-// level is scattered by one thread.
+// The gradients of a field's table and latent volume: encoding gradients wait in a bounded queue, from which
+// each level is scattered by one thread.
 #pragma once
 
 #include <algorithm>

@@ -37,7 +37,8 @@ public:
     FieldWorker(const FieldPlan<T>& plan, const FieldGradients<T>* gradients)
         : plan_(plan), gradients_(gradients), field_(plan, gradients != nullptr) {
         if (plan.shape.steps) flow_ = std::make_unique<FlowBlock<T>>(plan, field_);
-        if (gradients && gradients->b) b_.resize(static_cast<size_t>(plan.shape.ndim) * plan.shape.frequencies);
+        if (gradients && gradients->b)
+            b_.resize(static_cast<size_t>(plan.shape.ndim) * plan.shape.frequencies);
     }
 
     // Value [point][out] and Jacobian [point][out][ndim] of the last block.
@@ -69,8 +70,8 @@ public:
         field_.forward(x, 0, count);
     }
 
-    // The way back of the last block, which lay at x: adds to grad_x (or null), to this thread's sums and, from
-    // number `record` on, an encoding gradient an evaluation to the queue.
+    // The way back of the last block, which lay at x: adds to grad_x (or null), to this thread's sums and,
+    // from number `record` on, an encoding gradient an evaluation to the queue.
     void backward(const T* x, int64_t first, int count, const T* grad_y, const T* grad_jacobian, T* grad_x,
                   FieldScatter<T>& scatter, int64_t record) {
         const auto pullback = [&](const T* place, const T* grad_value, const T* grad_j, T* grad_place) {
@@ -86,8 +87,8 @@ public:
             pullback(x, grad_y, grad_jacobian, grad_x);
     }
 
-    // Adds this thread's sums to the caller's: those of the encoding matrix and the layers, and that of a latent
-    // which all points share.
+    // Adds this thread's sums to the caller's: those of the encoding matrix and the layers, and that of a
+    // latent which all points share.
     void collect() const {
         for (size_t i = 0; i < b_.size(); ++i) gradients_->b[i] += b_[i];
         if (gradients_->weights) field_.collect(gradients_->layers);

@@ -1,5 +1,5 @@
-// Levels of feature grids, and where a block of points lies in one. A grid is the levels of hash_encode or one
-// latent volume.
+// Levels of feature grids, and where a block of points lies in one. A grid is the levels of hash_encode or
+// one latent volume.
 #pragma once
 
 #include <cstdint>

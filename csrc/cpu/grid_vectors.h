@@ -1,5 +1,5 @@
-// Grids whose entries are whole vectors of features, as a volume of codes has: the corners of a point's cell are
-// vectors, and interpolation is arithmetic between them. Channels as in grid.h.
+// Grids whose entries are whole vectors of features, as a volume of codes has: the corners of a point's cell
+// are vectors, and interpolation is arithmetic between them. Channels as in grid.h.
 #pragma once
 
 #include <cstdint>
@@ -50,8 +50,7 @@ inline void gather_vectors(const GridCells<T, N>& cells, int features, int count
             T* to = out + p * stride + f;
             S::store(to, Multilinear<Vec, N>::differences(e, cell.upper, step));
             if constexpr (C > 1)
-                for (int d = 0; d < N; ++d)
-                    S::store(to + (1 + d) * channel_stride, step[d] * cell.slope[d]);
+                for (int d = 0; d < N; ++d) S::store(to + (1 + d) * channel_stride, step[d] * cell.slope[d]);
         }
     }
 }

@@ -1,6 +1,6 @@
-// Gradient inverse consistency of two maps, with its gradient, in one pass: a block of points goes through both maps in
-// either order and, while their activations are at hand, back again. Nothing is recomputed, and nothing outlives the
-// block but sums.
+// Gradient inverse consistency of two maps, with its gradient, in one pass: a block of points goes through
+// both maps in either order and, while their activations are at hand, back again. Nothing is recomputed, and
+// nothing outlives the block but sums.
 #include <algorithm>
 #include <limits>
 #include <memory>
@@ -15,8 +15,8 @@ namespace nr {
 
 namespace {
 
-// Squared entries of E = A + B + B A, summed, for the Jacobians A of the first displacement and B of the second; and
-// from 2 E times `scale` the gradients of both.
+// Squared entries of E = A + B + B A, summed, for the Jacobians A of the first displacement and B of the
+// second; and from 2 E times `scale` the gradients of both.
 template <class T, int ND>
 double squared_error(const T* a, const T* b, T scale, T* grad_a, T* grad_b) {
     double sum = 0;
@@ -54,7 +54,8 @@ double squared_errors(int ndim, int count, const T* a, const T* b, T scale, T* g
 
 // Points a block, so that every thread gets as many blocks and no tile of rows stays part empty.
 int even_blocks(int most, int64_t n, int threads) {
-    const int64_t share = (n + threads - 1) / threads, blocks = std::max<int64_t>(1, (share + most - 1) / most);
+    const int64_t share = (n + threads - 1) / threads,
+                  blocks = std::max<int64_t>(1, (share + most - 1) / most);
     const int64_t points = (share + blocks - 1) / blocks;
     return static_cast<int>((points + kTileRows - 1) / kTileRows * kTileRows);
 }
@@ -148,9 +149,9 @@ double gradient_inverse_consistency(const FieldShape& shape, int64_t n, const T*
             for (int64_t start = from + begin; start < from + end; start += capacity) {
                 const int count = static_cast<int>(std::min<int64_t>(capacity, from + end - start));
                 for (int order = 0; order < 2; ++order)
-                    sums[part] += round.run(*sides[order], *sides[1 - order], part, x + start * shape.ndim,
-                                            start, count, scale,
-                                            (2 * (start - from) + order * count) * evaluations);
+                    sums[part] +=
+                        round.run(*sides[order], *sides[1 - order], part, x + start * shape.ndim, start,
+                                  count, scale, (2 * (start - from) + order * count) * evaluations);
             }
         });
         if (training)
@@ -170,11 +171,10 @@ double gradient_inverse_consistency(const FieldShape& shape, int64_t n, const T*
     return sum / static_cast<double>(entries);
 }
 
-#define NR_INSTANTIATE(T)                                                                                    \
-    template double gradient_inverse_consistency<T>(const FieldShape&, int64_t, const T*,                    \
-                                                    const std::vector<const T*>&,                            \
-                                                    const std::vector<const T*>&, const std::vector<T*>&,    \
-                                                    const std::vector<T*>&, int);
+#define NR_INSTANTIATE(T)                                                                                 \
+    template double gradient_inverse_consistency<T>(                                                      \
+        const FieldShape&, int64_t, const T*, const std::vector<const T*>&, const std::vector<const T*>&, \
+        const std::vector<T*>&, const std::vector<T*>&, int);
 NR_INSTANTIATE(float)
 NR_INSTANTIATE(double)
 #undef NR_INSTANTIATE

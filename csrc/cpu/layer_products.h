@@ -150,9 +150,9 @@ public:
                 return;
             }
         }
-        multiply<T>(rows, columns, layer.out,
-                    {g, g_stride, 1, layer.by_output.data() + skipped, stride, init, init_stride, to,
-                     to_stride});
+        multiply<T>(
+            rows, columns, layer.out,
+            {g, g_stride, 1, layer.by_output.data() + skipped, stride, init, init_stride, to, to_stride});
     }
 
 private:

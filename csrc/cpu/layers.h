@@ -23,7 +23,7 @@ template <class T>
 struct StackPlan {
     std::vector<PackedLayer<T>> layers;
     SharedColumns<T> shared;  // of the first layer
-    std::vector<T> omegas;  // one a hidden layer
+    std::vector<T> omegas;    // one a hidden layer
     Activation activation;
     Skip skip;
     bool linear_end;  // the last layer has no activation
@@ -173,8 +173,8 @@ public:
     void collect_shared(T* gradient) const {
         if (!plan_.shared.count) return;
         const PackedLayer<T>& packed = plan_.layers[0];
-        plan_.shared.add_gradient(packed.in + plan_.shared.count, packed.out,
-                                  layers_[0].bias_gradient.data(), gradient);
+        plan_.shared.add_gradient(packed.in + plan_.shared.count, packed.out, layers_[0].bias_gradient.data(),
+                                  gradient);
     }
 
 private:

@@ -53,7 +53,8 @@ struct FieldShape {
 
     // A latent that all points share; the first layer's bias takes it in.
     int shared() const { return latent_per_point ? 0 : latent; }
-    // Inputs of the first layer that differ between points: [encoding of x | latent a point | latent volume at x].
+    // Inputs of the first layer that differ between points: [encoding of x | latent a point | latent volume
+    // at x].
     int volume_column() const { return encoded + latent - shared(); }
     int inputs() const { return volume_column() + volume_channels; }
     // How often a point's value asks the layers.

@@ -1,5 +1,5 @@
-// Columns of a layer's input that are the same at all points, as a code of the whole field is: their product with the
-// weights is part of the bias, and their derivatives to the coordinates are nothing.
+// Columns of a layer's input that are the same at all points, as a code of the whole field is: their product
+// with the weights is part of the bias, and their derivatives to the coordinates are nothing.
 #pragma once
 
 #include <algorithm>

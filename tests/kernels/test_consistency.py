@@ -70,7 +70,9 @@ def compute(spec: FieldSpec, call: dict[str, Any], backend: str, wanted: Any = N
         copy = leaf if name in wanted else Tensor.detach
         leaves[name] = [copy(t) for t in value] if isinstance(value, list) else copy(value)
     found = gradient_inverse_consistency(spec=spec, backend=backend, **leaves)
-    flat = [t for name in wanted for t in (leaves[name] if isinstance(leaves[name], list) else [leaves[name]])]
+    flat = [
+        t for name in wanted for t in (leaves[name] if isinstance(leaves[name], list) else [leaves[name]])
+    ]
     grads = torch.autograd.grad(found, flat, materialize_grads=True, allow_unused=True) if flat else ()
     return [found.detach(), *grads]
 
@@ -98,9 +100,7 @@ def test_equals_the_reference(name: str, count: int, on: Any) -> None:
 def test_a_latent_a_point(name: str, on: Any) -> None:
     torch.manual_seed(0)
     call = two_maps(name, 61, per_point=True)
-    assert_all_near(
-        compute(SPECS[name], call, on.backend), compute(SPECS[name], call, "reference"), 1e-9
-    )
+    assert_all_near(compute(SPECS[name], call, on.backend), compute(SPECS[name], call, "reference"), 1e-9)
 
 
 @ON
@@ -120,9 +120,7 @@ def test_float32_is_as_near_as_its_numbers(on: Any) -> None:
 def test_what_is_wanted_alone(wanted: list[str], on: Any) -> None:
     torch.manual_seed(1)
     call = two_maps_of(NEPHI, 53)
-    assert_all_near(
-        compute(NEPHI, call, on.backend, wanted), compute(NEPHI, call, "reference", wanted), 1e-9
-    )
+    assert_all_near(compute(NEPHI, call, on.backend, wanted), compute(NEPHI, call, "reference", wanted), 1e-9)
 
 
 @ON
@@ -240,9 +238,7 @@ def test_jets_of_every_backend_put_together(on: Any) -> None:
 
     expected = compute(NEPHI, call, "reference")[0]
     assert_relative(on(consistency, x, latent, volume, params, inverse_params), expected, 2e-5)
-    public = on(
-        gradient_inverse_consistency, x, params, inverse_params, NEPHI, latent=latent, volume=volume
-    )
+    public = on(gradient_inverse_consistency, x, params, inverse_params, NEPHI, latent=latent, volume=volume)
     assert_relative(public, expected, 2e-5)
 
 

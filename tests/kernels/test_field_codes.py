@@ -127,7 +127,9 @@ def test_a_volume_of_any_layout(public: Any, on: Any) -> None:
         found = compute(public, spec, {**call, "volume": other}, on.backend)
         for one, wanted in zip(found, expected, strict=True):
             assert torch.equal(one, wanted)
-    assert compute(public, spec, {**call, "volume": last}, on.backend, ("volume",))[-1].stride() == last.stride()
+    assert (
+        compute(public, spec, {**call, "volume": last}, on.backend, ("volume",))[-1].stride() == last.stride()
+    )
 
 
 @ON
