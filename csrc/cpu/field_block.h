@@ -60,12 +60,6 @@ struct FieldPlan {
     SharedColumns<T> shared(const T* weights) const {
         return {shape.encoded, shape.shared(), input.latent, weights};
     }
-
-    // Points will come a block at a time, of at most so many.
-    void take_blocks(int points) {
-        capacity = std::min(capacity, points);
-        encoded_at_once = capacity;
-    }
 };
 
 template <class T>

@@ -15,6 +15,8 @@ namespace nr {
 
 namespace {
 
+constexpr int64_t kFewest = 8;  // points that are worth a thread
+
 // Squared entries of E = A + B + B A, summed, for the Jacobians A of the first displacement and B of the
 // second; and from 2 E times `scale` the gradients of both.
 template <class T, int ND>
@@ -52,14 +54,6 @@ double squared_errors(int ndim, int count, const T* a, const T* b, T scale, T* g
     return sum;
 }
 
-// Points a block, so that every thread gets as many blocks and no tile of rows stays part empty.
-int even_blocks(int most, int64_t n, int threads) {
-    const int64_t share = (n + threads - 1) / threads,
-                  blocks = std::max<int64_t>(1, (share + most - 1) / most);
-    const int64_t points = (share + blocks - 1) / blocks;
-    return static_cast<int>((points + kTileRows - 1) / kTileRows * kTileRows);
-}
-
 // One of the two maps, which every point asks twice.
 template <class T>
 struct Side {
@@ -72,7 +66,7 @@ struct Side {
     Side(const FieldShape& shape, int64_t n, const std::vector<const T*>& tensors,
          const std::vector<T*>& grads, int threads)
         : plan(shape, tensors, true, !grads.empty(), nullptr), workers(threads) {
-        plan.take_blocks(even_blocks(plan.capacity, n, threads));
+        plan.encoded_at_once = plan.capacity;  // a block's activations are used before the next one comes
         chunk = points_at_once(plan, n, 2 * shape.evaluations());
         if (grads.empty()) return;
         want.emplace(shape, grads);
@@ -144,7 +138,7 @@ double gradient_inverse_consistency(const FieldShape& shape, int64_t n, const T*
     std::vector<double> sums(threads);
     for (int64_t from = 0; from < n; from += chunk) {
         const int64_t points = std::min(chunk, n - from);
-        parallel_blocks(points, capacity, threads, 1, [&](int64_t begin, int64_t end, int part) {
+        parallel_for(points, threads, kFewest, [&](int64_t begin, int64_t end, int part) {
             Round<T> round(shape.ndim, capacity, training);
             for (int64_t start = from + begin; start < from + end; start += capacity) {
                 const int count = static_cast<int>(std::min<int64_t>(capacity, from + end - start));
