@@ -200,6 +200,8 @@ def cases() -> dict[str, Case]:
     hashed = HashGrid(levels=4, features=2, base=3, finest=17, log2_table_size=9)
     spec = FieldSpec(ndim=3, encoding=hashed, hidden=(16, 16), out=3)
     parameters = [0.3 * normal(*shape) for shape in spec.parameter_shapes()]
+    sine = FieldSpec(hidden=(16, 16), activation="sine", omega=(3.0, 1.5))
+    both = [0.3 * normal(*shape) for _ in range(2) for shape in sine.parameter_shapes()]
     return {
         "grid_sample": Case(
             (image, grid),
@@ -260,6 +262,12 @@ def cases() -> dict[str, Case]:
             ),
             1e-5,
             1e-3,
+        ),
+        "gradient_inverse_consistency": Case(
+            (points, *both),
+            lambda t, b: kernels.gradient_inverse_consistency(t[0], t[1:7], t[7:], sine, backend=b),
+            1e-5,
+            1e-4,
         ),
         "conv_relu_conv": Case(
             (displacement, normal(10, 3, 3, 3, 3), normal(10), normal(3, 10, 3, 3, 3), normal(3)),
