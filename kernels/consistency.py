@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .backends import registry
-from .field import chosen_backend, field_jet, field_tensors, volume_index
+from .field import chosen_backend, field_jet, field_tensors
 from .ops import op
-from .spec import FieldSpec, flatten
+from .spec import FieldSpec, flatten, unflatten
 
 Jet = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -28,9 +28,9 @@ def _forward(
     want: list[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    run = registry.implementation("gradient_inverse_consistency", backend)
-    value, gradients = run(x, there, back, ints, floats, want)
-    return value, gradients
+    return registry.implementation("gradient_inverse_consistency", backend)(
+        x, there, back, ints, floats, want
+    )
 
 
 @_forward.register_fake
@@ -50,7 +50,7 @@ def _(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, there, back, ints, floats, ctx.want, _ = inputs
     ctx.shapes, ctx.there = [t.shape for t in (x, *there, *back)], len(there)
-    ctx.volume = volume_index(ints, floats)
+    ctx.volume = unflatten(ints, floats).volume_index
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1])

@@ -130,17 +130,11 @@ def _given(kept: Tensor) -> tuple[Tensor, ...]:
     return (kept,) if kept.numel() else ()
 
 
-def volume_index(ints: list[int], floats: list[float]) -> int | None:
-    """Which of a registered op's tensors the latent volume is."""
-    spec = unflatten(ints, floats)
-    return (spec.encoding is not None) + (spec.latent > 0) if spec.latent_volume else None
-
-
 def _gradients_like(
     x: Tensor, tensors: list[Tensor], ints: list[int], floats: list[float], want: list[bool], backend: str
 ) -> list[Tensor]:
     found = [x.new_empty(t.shape if w else (0,)) for t, w in zip([x, *tensors], want, strict=True)]
-    at = volume_index(ints, floats)
+    at = unflatten(ints, floats).volume_index
     if at is not None and want[1 + at] and backend == "cpu":
         codes_last = tensors[at].movedim(0, -1)
         if codes_last.is_contiguous():  # and so is its gradient

@@ -188,6 +188,11 @@ class FieldSpec:
         return self.encoded + self.latent + self.latent_volume
 
     @property
+    def volume_index(self) -> int | None:
+        """Which of an op's tensors the latent volume is: behind those of the encoding and the latent."""
+        return (self.encoding is not None) + (self.latent > 0) if self.latent_volume else None
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Layer widths of the main stack from its input to the output."""
         return (self.encoded if self.gated else self.inputs, *self.hidden, self.out)

@@ -16,7 +16,7 @@ constexpr int kTileVectors = 4;
 #else
 constexpr int kTileVectors = 2;
 #endif
-constexpr int kDepthBlock = 128;  // rows of B at a time: with the tile's columns they stay in the first cache
+constexpr int kDepthBlock = 128;  // rows of B at a time: with the tile's columns about the first cache
 
 // Stride of rows of n values: whole vectors, and no multiple of 1 KB, which would map the rows to a quarter
 // of the cache's sets.

@@ -118,13 +118,11 @@ class _Call:
             shape.steps, shape.time, shape.rk4 = flow.steps, flow.time, flow.scheme == "rk4"
         self.x = x.contiguous()
         self.tensors = list(tensors)
-        at = 0 if encoding is None else 1
         if spec.latent:
-            shape.latent, shape.latent_per_point = spec.latent, tensors[at].shape[0] > 1
-            at += 1
-        self.volume = at if spec.latent_volume else None
-        self.codes = slice(int(encoding is not None), at + (spec.latent_volume > 0))
-        if self.volume is not None:
+            shape.latent = spec.latent
+            shape.latent_per_point = tensors[int(encoding is not None)].shape[0] > 1
+        self.volume = at = spec.volume_index
+        if at is not None:
             shape.volume_channels, shape.volume_size = spec.latent_volume, list(tensors[at].shape[1:])
             self.tensors[at] = tensors[at].movedim(0, -1)
             self.copied = not self.tensors[at].is_contiguous()
@@ -228,7 +226,8 @@ def gradient_inverse_consistency(
     want: list[bool],
 ) -> tuple[Tensor, Tensor]:
     call = _Call(x, there, ints, floats)
-    own, codes = slice(0, call.codes.start), call.tensors[call.codes]
+    first = int(call.spec.encoding is not None)
+    codes = slice(first, first + len(there) - len(back))  # of both fields, and so are their gradients
     others = [t.contiguous() for t in back]
     tensors = [call.x, *call.tensors, *others]
     gradients = output([sum(t.numel() for t, w in zip(tensors, want, strict=True) if w)], x.dtype, zeros=True)
@@ -239,17 +238,17 @@ def gradient_inverse_consistency(
     to_x, *to_there = places[: 1 + len(there)]
     to_back = places[1 + len(there) :]
 
-    def with_codes(those: list[Any], codes: list[Any]) -> list[Any]:
-        return [*those[own], *codes, *those[own.stop :]]
+    def with_codes(those: list[Any], of: list[Any]) -> list[Any]:
+        return [*those[:first], *of[codes], *those[first:]]
 
     value = function("gradient_inverse_consistency", x.dtype)(
         call.shape,
         len(x),
         address(call.x),
         [address(t) for t in call.tensors],
-        [address(t) for t in with_codes(others, codes)],
+        [address(t) for t in with_codes(others, call.tensors)],
         [to_x, *to_there] if any(want) else [],
-        [to_x, *with_codes(to_back, to_there[call.codes])] if any(want) else [],
+        [to_x, *with_codes(to_back, to_there)] if any(want) else [],
         threads(),
     )
     return x.new_tensor(value), gradients

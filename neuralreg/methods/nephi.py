@@ -187,6 +187,7 @@ def fit(
         there, back = (make_decoder(options, len(grid)) for _ in range(2))
         latent = random_code((options.global_code,))
         volume = random_code((options.local_code, *halved(grid, block + 1)))
+    # on their device first: where they lie says how a field lays them out
     codes = [None if code is None else code.to(pair.fixed.device) for code in (latent, volume)]
     field = TwoWayField(there, back, *codes).to(pair.fixed.device)
     history = improve(

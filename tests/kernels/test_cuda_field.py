@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -69,10 +69,13 @@ SPECS = {
 
 
 def draw(
-    name: str, count: int, dtype: torch.dtype = torch.float64, per_point: bool = False
+    name: str | FieldSpec, count: int, dtype: torch.dtype = torch.float64, per_point: bool = False
 ) -> dict[str, Any]:
-    """Points and tensors that keep the values of every layer near 1, as arguments of the public functions."""
-    spec = SPECS[name]
+    """Points and tensors that keep the values of every layer near 1, as arguments of the public functions.
+
+    name: of SPECS, or a spec.
+    """
+    spec = name if isinstance(name, FieldSpec) else SPECS[name]
     first = 0 if spec.encoding is None else 1
     params = []
     for position, shape in enumerate(spec.parameter_shapes()):
@@ -94,18 +97,21 @@ def draw(
     }
 
 
-def compute(public: Any, name: str | FieldSpec, call: dict[str, Any], backend: str) -> list[Tensor]:
-    """The results, and the gradients of their weighted sum to everything; name: of SPECS, or a spec."""
+def compute(
+    public: Any, name: str | FieldSpec, call: dict[str, Any], backend: str, only: Sequence[str] | None = None
+) -> list[Tensor]:
+    """The results, and the gradients of their weighted sum to everything, or to what is named; name: as for draw."""
     spec = name if isinstance(name, FieldSpec) else SPECS[name]
-    names = [key for key in call if key != "params"]
-    inputs = {key: leaf(call[key]) for key in names}
-    params = [leaf(p) for p in call["params"]]
-    found = public(
-        inputs["x"], params, spec, backend=backend, **{k: v for k, v in inputs.items() if k != "x"}
-    )
+    only = list(call) if only is None else only
+    inputs: dict[str, Any] = {}
+    for key, value in call.items():
+        copy = leaf if key in only else Tensor.detach
+        inputs[key] = [copy(t) for t in value] if isinstance(value, list) else copy(value)
+    found = public(spec=spec, backend=backend, **inputs)
     results = found if isinstance(found, tuple) else (found,)
     total = sum((r * torch.linspace(-1, 2, r.numel(), dtype=r.dtype).view_as(r)).sum() for r in results)
-    grads = torch.autograd.grad(total, [*inputs.values(), *params], allow_unused=True, materialize_grads=True)
+    flat = [t for key in only for t in (inputs[key] if isinstance(inputs[key], list) else [inputs[key]])]
+    grads = torch.autograd.grad(total, flat, allow_unused=True, materialize_grads=True) if flat else ()
     return [*[r.detach() for r in results], *grads]
 
 
@@ -261,7 +267,7 @@ def test_each_gradient_alone(name: str) -> None:
     spec = SPECS[name]
     keys = [key for key in call if key != "params"]
     places: list[Any] = [*keys, *range(len(call["params"]))]
-    values, *expected = compute(field, name, call, "cuda")
+    values, *expected = compute(field, name, call, "cuda", [*keys, "params"])
     weights = torch.linspace(-1, 2, values.numel(), dtype=values.dtype).view_as(values)
     for place, wanted in zip(places, expected, strict=True):
         given = {**call, "params": list(call["params"])}

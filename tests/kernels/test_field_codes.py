@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from neuralreg.kernels import field, field_jet
 from neuralreg.kernels.spec import FieldSpec, Fourier, HashGrid
 
 from .common import assert_near, assert_relative, leaf, serving, strided, threads
+from .test_cuda_field import compute, draw
 
 ON = pytest.mark.parametrize("on", serving("field_jet", "cpu"))
 BOTH = pytest.mark.parametrize("public", [field, field_jet])
@@ -36,32 +36,7 @@ SPECS = {
 
 def tensors_of(spec: FieldSpec, count: int, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
     torch.manual_seed(count)
-    call: dict[str, Any] = {
-        "x": 2.2 * torch.rand(count, spec.ndim).double() - 1.1,
-        "params": [torch.randn(shape).double() / shape[-1] ** 0.5 for shape in spec.parameter_shapes()],
-    }
-    if spec.latent:
-        call["latent"] = torch.randn(spec.latent).double()
-    if spec.latent_volume:
-        call["volume"] = torch.randn(spec.latent_volume, *(4, 1, 5)[: spec.ndim]).double()
-    return {k: [t.to(dtype) for t in v] if isinstance(v, list) else v.to(dtype) for k, v in call.items()}
-
-
-def compute(
-    public: Any, spec: FieldSpec, call: dict[str, Any], backend: str, only: tuple[str, ...] = ()
-) -> list[Tensor]:
-    """Results, and gradients of a weighted sum to everything or to what is named."""
-    inputs: dict[str, Any] = {}
-    for name, value in call.items():
-        copy = leaf if not only or name in only else Tensor.detach
-        inputs[name] = [copy(t) for t in value] if isinstance(value, list) else copy(value)
-    found = public(spec=spec, backend=backend, **inputs)
-    results = found if isinstance(found, tuple) else (found,)
-    total = sum((r * torch.linspace(-1, 2, r.numel(), dtype=r.dtype).view_as(r)).sum() for r in results)
-    names = only or tuple(inputs)
-    flat = [t for n in names for t in (inputs[n] if isinstance(inputs[n], list) else [inputs[n]])]
-    grads = torch.autograd.grad(total, flat, allow_unused=True, materialize_grads=True)
-    return [*[r.detach() for r in results], *grads]
+    return draw(spec, count, dtype)
 
 
 @ON
